@@ -1,0 +1,200 @@
+"""Grade the saved weights as the handout does: the loss of both models, and how many CVAE samples a classifier reads.
+
+The exit status is 0 only if the handout's three bars hold.
+"""
+
+import argparse
+import sys
+
+from assignment import (
+    HANDOUT_LOSS,
+    INPUT_SIZE,
+    NUM_CLASSES,
+    Figure,
+    Parser,
+    generate_digits,
+    load_weights,
+    np,
+    number,
+    one_hot,
+    read_mnist,
+    read_weights,
+    run_command,
+    save_figure,
+    tf,
+    tile_images,
+    weights_path,
+    write_weights,
+)
+from vae import CVAE, VAE, bce_function, kl_divergence
+
+HANDOUT_ACCURACY = 0.9  # of the samples, the classifier has to read more than this share as the digit asked for
+SAMPLES = 10_000
+
+
+def elbo_terms(model, images, labels):
+    """The two terms of the loss on images as `read_mnist` gives them: (BCE per image, KL per image), floats."""
+    x = tf.constant(images[:, np.newaxis] / np.float32(255))
+    condition = [one_hot(labels, NUM_CLASSES)] if isinstance(model, CVAE) else []
+    x_hat, mu, logvar = model(x, *condition)
+    return float(bce_function(x_hat, x)) / len(x), float(kl_divergence(mu, logvar)) / len(x)
+
+
+def load_classifier():
+    """A small convolutional network that reads digits: the saved one, or a new one, trained in about a minute.
+
+    Returns:
+        A `tf.keras.Model` from images (N, 28, 28), float in [0, 1], to logits (N, 10); 99.2% of MNIST's test images.
+
+    Raises:
+        ValueError: the saved weights are damaged.
+    """
+    layers = tf.keras.layers
+    classifier = tf.keras.Sequential(
+        [
+            layers.Reshape((28, 28, 1)),
+            layers.Conv2D(32, 3, activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Conv2D(64, 3, activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Flatten(),
+            layers.Dropout(0.3),
+            layers.Dense(128, activation="relu"),
+            layers.Dropout(0.3),
+            layers.Dense(NUM_CLASSES),
+        ]
+    )
+    classifier.build((None, 28, 28))
+    if weights_path("classifier").exists():
+        read_weights(classifier, "classifier", "delete it, and the next run trains another")
+        return classifier
+    print("Training the classifier, once:", flush=True)
+    images, labels = read_mnist("train")
+    epochs, batch_size = 6, 128
+    rate = tf.keras.optimizers.schedules.CosineDecay(2e-3, epochs * len(images) // batch_size)
+    classifier.compile(
+        optimizer=tf.keras.optimizers.Adam(rate),
+        loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=False,
+    )
+    verbose = "auto" if sys.stdout.isatty() else 2
+    classifier.fit(images / np.float32(255), labels, batch_size=batch_size, epochs=epochs, verbose=verbose)
+    write_weights(classifier, "classifier")
+    return classifier
+
+
+def recognise(classifier, images):
+    """The digits (N,) that the classifier reads in images (N, ..., 28, 28) in [0, 1]."""
+    return classifier.predict(np.reshape(images, (-1, 28, 28)), batch_size=1000, verbose=0).argmax(axis=1)
+
+
+def spread(samples, digits, images, labels):
+    """How varied samples are beside real images: their pixels' standard deviation within a digit, as a ratio.
+
+    Args:
+        samples: (N, 28, 28) in [0, 1], of the classes `digits` (N,).
+        images: (M, 28, 28) in [0, 1], of the classes `labels` (M,).
+
+    Returns:
+        The ratio of the means over pixels, averaged over the digits: 1 is as varied, 0 is one picture for all.
+    """
+    ratios = [
+        samples[digits == digit].std(axis=0).mean() / images[labels == digit].std(axis=0).mean()
+        for digit in np.unique(digits)
+    ]
+    return float(np.mean(ratios))
+
+
+def draw_confusion(samples, digits, recognised, confusion):
+    """Draw the confusion matrix beside up to 50 misread samples; returns the path of outputs/evaluate_cvae.png."""
+    figure = Figure(figsize=(11, 5.5), dpi=150, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.imshow(np.log1p(confusion), cmap="Blues")
+    for (row, column), count in np.ndenumerate(confusion):
+        if count:
+            left.text(column, row, count, ha="center", va="center", color="white" if row == column else "black")
+    left.set(xticks=range(NUM_CLASSES), yticks=range(NUM_CLASSES), xlabel="recognised", ylabel="asked for")
+    left.set_title(f"{np.trace(confusion) / len(digits):.2%} of {len(digits):,} samples recognised")
+
+    misread = np.flatnonzero(recognised != digits)
+    shown = misread[np.linspace(0, len(misread) - 1, min(50, len(misread))).astype(int)]  # some of every digit
+    right.set_title(f"{len(shown)} of the {len(misread)} misread: asked for → recognised")
+    right.axis("off")
+    columns = 10
+    page = np.zeros((50, 1, 40, 28), np.float32)  # 12 rows of pixels under each image hold its caption
+    page[: len(shown), :, :28] = samples[shown][:, np.newaxis]
+    right.imshow(1 - tile_images(page, rows=5), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    for place, sample in enumerate(shown):
+        row, column = divmod(place, columns)
+        caption = f"{digits[sample]}→{recognised[sample]}"
+        right.text(column * 28 + 14, row * 40 + 34, caption, ha="center", va="center", fontsize=8)
+    return save_figure("evaluate_cvae", figure)
+
+
+def grade(vae, cvae, classifier):
+    """Measure both models, print the report and draw the CVAE's confusion matrix.
+
+    Args:
+        vae: a trained VAE.
+        cvae: a trained CVAE.
+        classifier: as `load_classifier` gives.
+
+    Returns:
+        A dictionary: `vae_loss` and `cvae_loss` on the test images, `accuracy` and `worst` (the worst digit's) from 0
+        to 1, `spread`, and `passed`, whether the handout's bars hold.
+    """
+    images, labels = read_mnist("test")
+    print(f"{'On the test images':<20}{'loss':>8}{'BCE':>8}{'KL':>8}")
+    losses = {}
+    for name, model in (("VAE", vae), ("CVAE", cvae)):
+        bce, kl = elbo_terms(model, images, labels)
+        losses[name] = bce + kl
+        print(f"{name:<20}{bce + kl:8.2f}{bce:8.2f}{kl:8.2f}")
+
+    images = images / np.float32(255)
+    digits = np.repeat(np.arange(NUM_CLASSES), SAMPLES // NUM_CLASSES)
+    samples = np.reshape(generate_digits(cvae, digits, cvae.latent_size), (-1, 28, 28))
+    recognised = recognise(classifier, samples)
+    confusion = tf.math.confusion_matrix(digits, recognised, NUM_CLASSES).numpy()
+    by_digit = np.diag(confusion) / confusion.sum(axis=1)
+    accuracy, worst = float(by_digit.mean()), float(by_digit.min())
+    varied = spread(samples, digits, images, labels)
+    print(f"\nCVAE: {accuracy:.2%} of {SAMPLES:,} samples recognised, {worst:.1%} of the worst digit")
+    print("  digit   " + "".join(f"{digit:7}" for digit in range(NUM_CLASSES)))
+    print("  percent " + "".join(f"{100 * share:7.1f}" for share in by_digit))
+    print(f"  spread of the samples within a digit, over that of real images: {varied:.3f}")
+    print(f"  (the classifier reads {np.mean(recognise(classifier, images) == labels):.2%} of the real test images)")
+
+    bars = {
+        f"VAE loss below {HANDOUT_LOSS}": losses["VAE"] < HANDOUT_LOSS,
+        f"CVAE loss below {HANDOUT_LOSS}": losses["CVAE"] < HANDOUT_LOSS,
+        f"CVAE samples recognised, more than {HANDOUT_ACCURACY:.0%}": accuracy > HANDOUT_ACCURACY,
+    }
+    print("\nThe handout's bars")
+    for bar, holds in bars.items():
+        print(f"  {'pass' if holds else 'FAIL'}  {bar}")
+    print(f"Wrote:\n  {draw_confusion(samples, digits, recognised, confusion)}")
+    return {
+        "vae_loss": losses["VAE"],
+        "cvae_loss": losses["CVAE"],
+        "accuracy": accuracy,
+        "worst": worst,
+        "spread": varied,
+        "passed": all(bars.values()),
+    }
+
+
+def main():
+    """Grade the weights in outputs/; exit with status 1 if a bar does not hold."""
+    parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--latent_size", type=number(int, 1), default=15, help="what the weights were trained with")
+    args = parser.parse_args()
+    tf.keras.utils.set_random_seed(0)  # the same weights get the same grade
+    vae = load_weights(VAE(INPUT_SIZE, latent_size=args.latent_size))
+    cvae = load_weights(CVAE(INPUT_SIZE, latent_size=args.latent_size))
+    if not grade(vae, cvae, load_classifier())["passed"]:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_command(main)

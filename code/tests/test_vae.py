@@ -1,0 +1,218 @@
+"""The maths of vae.py: each formula against an independent one, and what the models do with images and labels."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from vae import (
+    CVAE,
+    VAE,
+    bce_function,
+    kl_divergence,
+    loss_function,
+    reparameterization,
+    reparametrize,
+)
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.random((6, 1, 28, 28))
+RECONSTRUCTIONS = RNG.uniform(0.01, 0.99, (6, 1, 28, 28))
+MU = RNG.normal(size=(6, 15))
+LOGVAR = RNG.normal(size=(6, 15))
+LABELS = np.eye(10)[[3, 1, 4, 1, 5, 9]]
+
+
+def bce_in_numpy(x_hat, x):
+    return -np.sum(np.where(x > 0, x * np.log(x_hat), 0) + (1 - x) * np.log1p(-x_hat))
+
+
+def test_kl_of_the_prior_is_zero():
+    assert kl_divergence(np.zeros((4, 15)), np.zeros((4, 15))).numpy() == 0
+
+
+def test_kl_is_the_expected_log_ratio_of_the_densities():
+    mu, sigma = 0.7, 0.4
+    z = np.linspace(mu - 8 * sigma, mu + 8 * sigma, 20_001)
+    log_q = -0.5 * ((z - mu) / sigma) ** 2 - np.log(sigma)
+    log_p = -0.5 * z**2
+    density = np.exp(log_q) / np.sqrt(2 * np.pi)
+    expected = np.sum(density * (log_q - log_p)) * (z[1] - z[0])
+    kl = kl_divergence(np.array([[mu]]), np.array([[2 * np.log(sigma)]]))
+    np.testing.assert_allclose(kl, expected, rtol=1e-6)
+
+
+def test_kl_adds_up_over_dimensions_and_images():
+    parts = [kl_divergence(MU[i : i + 1, j : j + 1], LOGVAR[i : i + 1, j : j + 1]) for i in range(6) for j in range(15)]
+    np.testing.assert_allclose(kl_divergence(MU, LOGVAR), np.sum(parts), rtol=1e-12)
+
+
+def test_bce_matches_numpy():
+    bce = bce_function(RECONSTRUCTIONS, IMAGES)
+    assert bce.shape == ()
+    np.testing.assert_allclose(bce, bce_in_numpy(RECONSTRUCTIONS, IMAGES), rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_bce_and_its_gradient_are_finite_on_saturated_pixels(dtype):
+    x_hat = tf.constant([[0.0, 0.0, 1.0, 1.0]], dtype)
+    x = tf.constant([[0.0, 1.0, 0.0, 1.0]], dtype)
+    with tf.GradientTape() as tape:
+        tape.watch(x_hat)
+        bce = bce_function(x_hat, x)
+    assert np.isfinite(bce) and 20 < bce < 40
+    assert np.all(np.isfinite(tape.gradient(bce, x_hat)))
+
+
+def test_loss_is_the_negative_elbo_per_image():
+    kl = -0.5 * np.sum(1 + LOGVAR - MU**2 - np.exp(LOGVAR))
+    expected = (bce_in_numpy(RECONSTRUCTIONS, IMAGES) + kl) / 6
+    np.testing.assert_allclose(loss_function(RECONSTRUCTIONS, IMAGES, MU, LOGVAR), expected, rtol=1e-9)
+
+
+def test_loss_does_not_depend_on_the_number_of_images():
+    once = [RECONSTRUCTIONS, IMAGES, MU, LOGVAR]
+    thrice = [np.tile(array, (3, *[1] * (array.ndim - 1))) for array in once]
+    np.testing.assert_allclose(loss_function(*thrice), loss_function(*once), rtol=1e-12)
+
+
+@pytest.mark.parametrize("model_dtype", ["float32", "float64"])
+@pytest.mark.parametrize("image_dtype", ["float32", "float64"])
+def test_loss_takes_images_of_another_dtype_than_the_models(model_dtype, image_dtype):
+    of_model = [array.astype(model_dtype) for array in (RECONSTRUCTIONS, MU, LOGVAR)]
+    loss = loss_function(of_model[0], IMAGES.astype(image_dtype), *of_model[1:])
+    assert loss.dtype == model_dtype
+    np.testing.assert_allclose(loss, loss_function(RECONSTRUCTIONS, IMAGES, MU, LOGVAR), rtol=1e-5)
+
+
+def test_loss_in_a_graph_that_does_not_know_how_many_images_come():
+    unknown = [tf.TensorSpec((None, *a.shape[1:]), tf.float64) for a in (RECONSTRUCTIONS, IMAGES, MU, LOGVAR)]
+    graph = tf.function(loss_function, input_signature=unknown)
+    for n in (1, 6):
+        arrays = [a[:n] for a in (RECONSTRUCTIONS, IMAGES, MU, LOGVAR)]
+        np.testing.assert_allclose(graph(*arrays), loss_function(*arrays), rtol=1e-12)
+
+
+def test_losses_of_unequal_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"x_hat and x .*28, 28, 1"):
+        bce_function(RECONSTRUCTIONS, IMAGES.reshape(6, 28, 28, 1))
+    with pytest.raises(ValueError, match=r"mu and logvar .*\(6, 14\)"):
+        loss_function(RECONSTRUCTIONS, IMAGES, MU, LOGVAR[:, :14])
+
+
+def test_z_has_mean_mu_and_standard_deviation_sigma():
+    mu, sigma, n = np.array([-2.0, 0.0, 3.0]), np.array([0.5, 1.0, 2.0]), 100_000
+    z = reparametrize(np.tile(mu, (n, 1)), np.tile(2 * np.log(sigma), (n, 1))).numpy()
+    assert np.all(np.abs(z.mean(axis=0) - mu) < 5 * sigma / np.sqrt(n))
+    assert np.all(np.abs(z.std(axis=0) - sigma) < 5 * sigma / np.sqrt(2 * n))
+
+
+def test_gradients_of_z_are_1_and_half_of_z_minus_mu():
+    mu, logvar = tf.constant(MU), tf.constant(LOGVAR)
+    with tf.GradientTape() as tape:
+        tape.watch([mu, logvar])
+        z = reparametrize(mu, logvar)
+    by_mu, by_logvar = tape.gradient(z, [mu, logvar])
+    np.testing.assert_allclose(by_mu, np.ones_like(MU))
+    np.testing.assert_allclose(by_logvar, (z - mu) / 2, rtol=1e-9)
+
+
+def test_the_handouts_name_for_it():
+    assert reparameterization is reparametrize
+
+
+def dense_widths(sequential):
+    return [layer.units for layer in sequential.layers if isinstance(layer, tf.keras.layers.Dense)]
+
+
+@pytest.mark.parametrize("model", [VAE(784), CVAE(784)], ids=["VAE", "CVAE"])
+def test_architecture_of_the_handout(model):
+    assert (model.input_size, model.latent_size) == (784, 15)
+    h = model.hidden_dim
+    assert dense_widths(model.encoder) == [h, h, h]
+    assert dense_widths(model.decoder) == [h, h, h, 784]
+    assert model.mu_layer.units == model.logvar_layer.units == 15
+    c = 10 if isinstance(model, CVAE) else 0
+    weights = (784 + c) * h + 2 * h * h + 2 * h * 15 + (15 + c) * h + 2 * h * h + h * 784
+    biases = 6 * h + 2 * 15 + 784
+    assert sum(int(np.prod(v.shape)) for v in model.trainable_variables) == weights + biases
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint8"])
+@pytest.mark.parametrize("latent_size", [2, 15])
+def test_forward_pass(dtype, latent_size):
+    images = np.round(IMAGES).astype(dtype)
+    labels = LABELS.astype(dtype)
+    for outputs in (VAE(784, latent_size)(images), CVAE(784, latent_size=latent_size)(images, labels)):
+        assert [tuple(output.shape) for output in outputs] == [(6, 1, 28, 28), (6, latent_size), (6, latent_size)]
+        assert all(output.dtype == "float32" for output in outputs)
+        assert 0 <= outputs[0].numpy().min() and outputs[0].numpy().max() <= 1
+
+
+def test_other_image_sizes_and_numbers_of_classes():
+    x_hat, mu, _ = CVAE(16, 3, 2)(np.zeros((5, 1, 4, 4)), np.eye(3)[[0, 1, 2, 0, 1]])
+    assert x_hat.shape == (5, 1, 4, 4) and mu.shape == (5, 2)
+    assert CVAE(16, num_classes=3).num_classes == 3
+
+
+def test_parts_can_be_called_from_outside():
+    vae, cvae = VAE(784), CVAE(784)
+    assert vae.decoder(np.zeros((3, 15), "float32")).shape == (3, 1, 28, 28)
+    assert cvae.decoder(np.zeros((3, 25), "float32")).shape == (3, 1, 28, 28)
+    assert vae.encoder(IMAGES.astype("float32")).shape == (6, vae.hidden_dim)
+    assert cvae.encoder(np.zeros((3, 794), "float32")).shape == (3, cvae.hidden_dim)
+
+
+def test_posterior_is_the_encoders_and_the_image_the_decoders():
+    model = CVAE(784)
+    x, c = IMAGES.astype("float32"), LABELS.astype("float32")
+    hidden = model.encoder(np.concatenate([x.reshape(6, 784), c], axis=1))
+    tf.keras.utils.set_random_seed(1)
+    x_hat, mu, logvar = model(x, c)
+    np.testing.assert_allclose(mu, model.mu_layer(hidden), rtol=1e-5)
+    np.testing.assert_allclose(logvar, model.logvar_layer(hidden), rtol=1e-5)
+    tf.keras.utils.set_random_seed(1)
+    z = reparametrize(mu, logvar)
+    np.testing.assert_allclose(x_hat, model.decoder(np.concatenate([z, c], axis=1)), atol=1e-5)
+
+
+def test_label_reaches_both_encoder_and_decoder():
+    model = CVAE(784)
+    x = np.repeat(IMAGES[:1], 10, axis=0)
+    _, mu, logvar = model(x, np.eye(10))
+    pictures = model.decoder(np.concatenate([np.zeros((10, 15)), np.eye(10)], axis=1).astype("float32"))
+    for by_class in (mu, logvar, pictures):
+        assert len(np.unique(by_class.numpy().reshape(10, -1).round(5), axis=0)) == 10
+
+
+def test_label_rows_start_as_strong_as_all_other_inputs_together():
+    model = CVAE(784)
+    for kernel in (model.encoder.trainable_variables[0].numpy(), model.decoder.trainable_variables[0].numpy()):
+        inputs, label = kernel[:-10], kernel[-10:]
+        np.testing.assert_allclose(label.std(), inputs.std() * np.sqrt(len(inputs)), rtol=0.1)
+        assert len(np.unique(label, axis=0)) == 10
+
+
+@pytest.mark.parametrize("size", [0, -4, 783])
+def test_an_input_size_that_is_no_square_is_refused(size):
+    for model in (VAE, CVAE):
+        with pytest.raises(ValueError, match=f"input_size .* square .* {size}"):
+            model(size)
+
+
+def test_sizes_below_1_are_refused():
+    with pytest.raises(ValueError, match="latent_size .* 0"):
+        VAE(784, latent_size=0)
+    with pytest.raises(ValueError, match="num_classes .* 0"):
+        CVAE(784, num_classes=0)
+
+
+@pytest.mark.parametrize("shape", [(6, 1, 14, 14), (6, 784), (6, 28, 28, 1)])
+def test_images_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"x must have the shape \(N, 1, 28, 28\); got \(6"):
+        VAE(784)(np.zeros(shape))
+    with pytest.raises(ValueError, match=r"x must have the shape \(N, 1, 28, 28\); got \(6"):
+        CVAE(784)(np.zeros(shape), LABELS)
+
+
+def test_labels_of_another_width_are_refused():
+    with pytest.raises(ValueError, match=r"c must have the shape \(N, 10\); got \(6, 9\)"):
+        CVAE(784)(IMAGES, LABELS[:, :9])

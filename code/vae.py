@@ -1,0 +1,258 @@
+"""The variational autoencoder (VAE), its conditional form (CVAE), and the formulas they are trained with.
+
+Shapes: N images of H·W = `input_size` pixels, Z = `latent_size`, C = `num_classes`.
+Sources: Kingma and Welling, "Auto-Encoding Variational Bayes", 2014 (https://arxiv.org/abs/1312.6114);
+Sohn, Lee and Yan, "Learning Structured Output Representation using Deep Conditional Generative Models", 2015.
+"""
+
+import math
+
+import tensorflow as tf
+
+HIDDEN_DIM = 400  # the width in Kingma and Welling's MNIST networks is 500, in most public ones 400
+EPSILON = 1e-7  # keeps log(0) out of the cross-entropy; Keras clips probabilities at the same value
+
+
+class _Autoencoder(tf.keras.Model):
+    """What the VAE and the CVAE share: the four parts, and the pass through them."""
+
+    def __init__(self, input_size, latent_size, num_classes=0):
+        super().__init__()
+        side = math.isqrt(max(input_size, 0))
+        if side < 1 or side * side != input_size:
+            raise ValueError(
+                f"input_size must be the pixels of a square image, such as 28 * 28 = 784; got {input_size}"
+            )
+        if latent_size < 1:
+            raise ValueError(f"latent_size must be 1 or more; got {latent_size}")
+        self.input_size = input_size
+        self.latent_size = latent_size
+        self.hidden_dim = HIDDEN_DIM
+        self._image_shape = (1, side, side)
+
+        dense = tf.keras.layers.Dense
+        self.encoder = tf.keras.Sequential([tf.keras.layers.Flatten(), *_hidden_layers(num_classes)])
+        self.mu_layer = dense(latent_size)
+        self.logvar_layer = dense(latent_size)
+        self.decoder = tf.keras.Sequential(
+            [
+                *_hidden_layers(num_classes),
+                dense(input_size, activation="sigmoid"),
+                tf.keras.layers.Reshape(self._image_shape),
+            ]
+        )
+        # With the weights made here, a new model can be saved, loaded, or trained in a graph.
+        self.encoder.build((None, input_size + num_classes) if num_classes else (None, *self._image_shape))
+        self.mu_layer.build((None, HIDDEN_DIM))
+        self.logvar_layer.build((None, HIDDEN_DIM))
+        self.decoder.build((None, latent_size + num_classes))
+        self.built = True
+
+    def _autoencode(self, encoder_input, *condition):
+        """Encode to q(z|·), draw z from it, decode z with `condition`, (N, C) if given, behind it."""
+        hidden = self.encoder(encoder_input)
+        mu = self.mu_layer(hidden)
+        logvar = self.logvar_layer(hidden)
+        z = reparametrize(mu, logvar)
+        return self.decoder(tf.concat([z, *condition], axis=1)), mu, logvar
+
+
+def _hidden_layers(num_classes):
+    """Three ReLU layers; the input of the first ends in a one-hot label of `num_classes`, if that is not 0."""
+    initializers = [he_uniform_with_label(num_classes), "he_uniform", "he_uniform"]
+    return [
+        tf.keras.layers.Dense(HIDDEN_DIM, activation="relu", kernel_initializer=initializer)
+        for initializer in initializers
+    ]
+
+
+class VAE(_Autoencoder):
+    """A fully-connected variational autoencoder.
+
+    `decoder` maps z (N, Z) to images (N, 1, H, W); with z ~ N(0, I) they are new ones.
+
+    Args:
+        input_size: pixels of an image, H·W with H = W.
+        latent_size: Z, the dimensions of the latent space.
+
+    Raises:
+        ValueError: `input_size` is no square, or `latent_size` is below 1.
+    """
+
+    def __init__(self, input_size, latent_size=15):
+        super().__init__(input_size, latent_size)
+
+    def call(self, x):
+        """Reconstruct a batch of images through the latent space.
+
+        Args:
+            x: images (N, 1, H, W), any real dtype, values in [0, 1].
+
+        Returns:
+            `x_hat` (N, 1, H, W) in [0, 1], and `mu` and `logvar` (N, Z) of q(z|x), all float32.
+
+        Raises:
+            ValueError: the images are not of this model's size.
+        """
+        return self._autoencode(_as_float(x, "x", (None, *self._image_shape)))
+
+
+class CVAE(_Autoencoder):
+    """A conditional VAE: the VAE with the one-hot class c joined to the image and to z.
+
+    `decoder` maps [z, c] (N, Z + C) to images (N, 1, H, W); with z ~ N(0, I) they are new ones of class c.
+
+    Args:
+        input_size: pixels of an image, H·W with H = W.
+        num_classes: C, the width of the one-hot labels.
+        latent_size: Z, the dimensions of the latent space.
+
+    Raises:
+        ValueError: `input_size` is no square, or `latent_size` or `num_classes` is below 1.
+    """
+
+    def __init__(self, input_size, num_classes=10, latent_size=15):
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be 1 or more; got {num_classes}")
+        super().__init__(input_size, latent_size, num_classes)
+        self.num_classes = num_classes
+
+    def call(self, x, c):
+        """Reconstruct a batch of images through the latent space, given their classes.
+
+        Args:
+            x: images (N, 1, H, W), any real dtype, values in [0, 1].
+            c: one-hot labels (N, C), any real dtype.
+
+        Returns:
+            `x_hat` (N, 1, H, W) in [0, 1], and `mu` and `logvar` (N, Z) of q(z|x, c), all float32.
+
+        Raises:
+            ValueError: the images or the labels are not of this model's size.
+        """
+        x = _as_float(x, "x", (None, *self._image_shape))
+        c = _as_float(c, "c", (None, self.num_classes))
+        flat = tf.reshape(x, (-1, self.input_size))
+        return self._autoencode(tf.concat([flat, c], axis=1), c)
+
+
+def reparametrize(mu, logvar):
+    """Draw z = mu + sigma * epsilon, with epsilon ~ N(0, I) and sigma² = exp(logvar).
+
+    The draw is differentiable in both arguments (Kingma and Welling, section 2.4).
+
+    Args:
+        mu: means (N, Z).
+        logvar: log-variances (N, Z).
+
+    Returns:
+        z (N, Z) of the dtype of `mu`, freshly drawn at every call.
+    """
+    mu, logvar = _as_floats(mu, logvar, "mu", "logvar")
+    epsilon = tf.random.normal(tf.shape(mu), dtype=mu.dtype)
+    return mu + tf.exp(0.5 * logvar) * epsilon
+
+
+reparameterization = reparametrize  # the handout's name for it
+
+
+def bce_function(x_hat, x):
+    """Binary cross-entropy, summed over all pixels of all images: -sum(x log x_hat + (1 - x) log(1 - x_hat)).
+
+    This is the reconstruction term -log p(x|z) of the ELBO for a Bernoulli decoder (Kingma and Welling, appendix C.1).
+
+    Args:
+        x_hat: reconstructions (N, 1, H, W) in [0, 1].
+        x: images (N, 1, H, W) in [0, 1].
+
+    Returns:
+        A scalar of the dtype of `x_hat`; finite for pixels of exactly 0 and 1 too.
+
+    Raises:
+        ValueError: the two shapes differ.
+    """
+    x_hat, x = _as_floats(x_hat, x, "x_hat", "x")
+    x_hat = tf.clip_by_value(x_hat, EPSILON, 1 - EPSILON)
+    return -tf.reduce_sum(x * tf.math.log(x_hat) + (1 - x) * tf.math.log(1 - x_hat))
+
+
+def kl_divergence(mu, logvar):
+    """KL(N(mu, sigma²) || N(0, I)), summed over all images: -1/2 sum(1 + logvar - mu² - exp(logvar)).
+
+    Source: Kingma and Welling, appendix B.
+
+    Args:
+        mu: means (N, Z).
+        logvar: log-variances (N, Z).
+
+    Returns:
+        A scalar of the dtype of `mu`, 0 or more.
+
+    Raises:
+        ValueError: the two shapes differ.
+    """
+    mu, logvar = _as_floats(mu, logvar, "mu", "logvar")
+    return -0.5 * tf.reduce_sum(1 + logvar - tf.square(mu) - tf.exp(logvar))
+
+
+def loss_function(x_hat, x, mu, logvar):
+    """The negative ELBO per image, (BCE + KL) / N: what the handout minimises, with lambda = 1.
+
+    Args:
+        x_hat: reconstructions (N, 1, H, W) in [0, 1].
+        x: images (N, 1, H, W) in [0, 1].
+        mu: posterior means (N, Z).
+        logvar: posterior log-variances (N, Z).
+
+    Returns:
+        A scalar of the dtype of `x_hat`.
+
+    Raises:
+        ValueError: the shapes of `x_hat` and `x`, or of `mu` and `logvar`, differ.
+    """
+    bce = bce_function(x_hat, x)
+    images = tf.cast(tf.shape(x_hat)[0], bce.dtype)
+    return (bce + tf.cast(kl_divergence(mu, logvar), bce.dtype)) / images
+
+
+def he_uniform_with_label(num_classes):
+    """He's uniform initializer for a kernel whose last `num_classes` rows take a one-hot label.
+
+    Of those rows one is in use at a time, so each is drawn for a fan-in of 1, as the kernel of a layer of its own.
+    Drawn for the fan-in of the whole input, as any initializer would, they start 28 times smaller in the encoder and
+    5 times smaller in the decoder; the class then reaches the decoder sooner through z than through c, and a random z
+    decodes to a random digit whatever c asks for.
+
+    Source: He et al., "Delving Deep into Rectifiers", 2015, equation 10: a variance of 2 / fan-in.
+    """
+
+    def initialize(shape, dtype=None):
+        rows, units = shape
+        label_size = num_classes * units
+        inputs = tf.keras.initializers.HeUniform()((rows - num_classes, units), dtype)
+        labels = tf.keras.initializers.HeUniform()((1, label_size), dtype)
+        return tf.concat([inputs, tf.reshape(labels, (num_classes, units))], axis=0)
+
+    return initialize
+
+
+def _as_float(tensor, name, shape, dtype=tf.float32):
+    """`tensor` as `dtype`; ValueError if its shape is not `shape`, in which None is any size."""
+    tensor = tf.convert_to_tensor(tensor)
+    if not tensor.shape.is_compatible_with(shape):
+        expected = str(shape).replace("None", "N")
+        raise ValueError(f"{name} must have the shape {expected}; got {tuple(tensor.shape)}")
+    return tf.cast(tensor, dtype)
+
+
+def _as_floats(first, second, first_name, second_name):
+    """Both tensors in the float dtype of the first; ValueError if their shapes differ."""
+    first = tf.convert_to_tensor(first)
+    if not first.dtype.is_floating:
+        first = tf.cast(first, tf.float32)
+    second = tf.convert_to_tensor(second)
+    if not second.shape.is_compatible_with(first.shape):
+        raise ValueError(
+            f"{first_name} and {second_name} must have the same shape; got {first.shape} and {second.shape}"
+        )
+    return first, tf.cast(second, first.dtype)
