@@ -249,7 +249,7 @@ def _compile_step(model, inputs):
             objective = loss + (kl_weight - 1) * kl
         gradients = tape.gradient(objective, model.trainable_variables)
         optimizer.learning_rate.assign(learning_rate)
-        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables))
         return loss
 
     return step

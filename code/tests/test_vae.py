@@ -144,7 +144,7 @@ def test_forward_pass(dtype, latent_size):
     for outputs in (VAE(784, latent_size)(images), CVAE(784, latent_size=latent_size)(images, labels)):
         assert [tuple(output.shape) for output in outputs] == [(6, 1, 28, 28), (6, latent_size), (6, latent_size)]
         assert all(output.dtype == "float32" for output in outputs)
-        assert 0 <= outputs[0].numpy().min() and outputs[0].numpy().max() <= 1
+        assert outputs[0].numpy().min() >= 0 and outputs[0].numpy().max() <= 1
 
 
 def test_other_image_sizes_and_numbers_of_classes():
@@ -199,9 +199,9 @@ def test_an_input_size_that_is_no_square_is_refused(size):
 
 
 def test_sizes_below_1_are_refused():
-    with pytest.raises(ValueError, match="latent_size .* 0"):
+    with pytest.raises(ValueError, match=r"latent_size .* 0"):
         VAE(784, latent_size=0)
-    with pytest.raises(ValueError, match="num_classes .* 0"):
+    with pytest.raises(ValueError, match=r"num_classes .* 0"):
         CVAE(784, num_classes=0)
 
 

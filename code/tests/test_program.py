@@ -1,0 +1,182 @@
+"""The programs as they are started from a shell, in a copy of the project that the tests may spoil."""
+
+import os
+import pathlib
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+PROJECT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def copy_project(folder):
+    """A copy without outputs, at a path with spaces and non-ASCII letters."""
+    copy = folder / "häuser und Ähren 数字"
+    shutil.copytree(PROJECT / "code", copy / "code", ignore=shutil.ignore_patterns("tests", "__pycache__"))
+    (copy / "data").mkdir()
+    (copy / "data" / "mnist.npz").symlink_to(PROJECT / "data" / "mnist.npz")
+    return copy
+
+
+@pytest.fixture
+def project(tmp_path):
+    return copy_project(tmp_path)
+
+
+def command(project, program, *arguments):
+    return [sys.executable, str(project / "code" / program), *arguments]
+
+
+def run(project, program, *arguments, env=None, cwd="/"):
+    return subprocess.run(
+        command(project, program, *arguments), capture_output=True, text=True, env=env, cwd=cwd, check=False
+    )
+
+
+def assert_one_line(result, *words, status=1):
+    """The program ended in one line on stderr that has these words."""
+    assert result.returncode == status, result.stderr
+    (line,) = result.stderr.strip().splitlines()
+    for word in words:
+        assert word in line
+
+
+def test_piped_output_is_the_stencils_lines_and_the_paths_with_no_noise(project):
+    result = run(project, "assignment.py", "--num_epochs", "2", "--seed", "1")
+    assert (result.returncode, result.stderr) == (0, "")
+    first, second, wrote, *paths = result.stdout.splitlines()
+    for epoch, line in ((1, first), (2, second)):
+        assert re.fullmatch(rf"Train Epoch: {epoch} \tLoss: \d+\.\d{{6}}", line)
+    assert wrote == "Wrote:"
+    names = {"show_vae_images.png", "show_vae_interpolation.png", "vae_loss.png", "vae.weights.h5"}
+    assert {pathlib.Path(path.strip()).name for path in paths} == names
+    assert all((project / "outputs").resolve() in pathlib.Path(path.strip()).parents for path in paths)
+    assert all(pathlib.Path(path.strip()).stat().st_size > 1000 for path in paths)
+
+    before = (project / "outputs/show_vae_images.png").read_bytes()
+    again = run(project, "assignment.py", "--load_weights", "--seed", "2")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "Epoch" not in again.stdout
+    assert (project / "outputs/show_vae_images.png").read_bytes() != before
+
+
+@pytest.mark.parametrize("home", [None, "/proc/none"], ids=["no HOME", "a home that cannot be written"])
+def test_odd_environments(project, home):
+    env = {name: value for name, value in os.environ.items() if name != "HOME"} | {"PYTHONOPTIMIZE": "1"}
+    if home:
+        env["HOME"] = home
+    result = run(project, "assignment.py", "--is_cvae", "--num_epochs", "0", env=env)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (project / "outputs/show_cvae_images.png").exists()
+
+
+def test_errors_are_one_line_and_change_nothing(project):
+    assert_one_line(run(project, "assignment.py", "--batch_size", "0"), "--batch_size", "'0'", status=2)
+    assert_one_line(
+        run(project, "assignment.py", "--load_weights"), "vae.weights.h5", "missing", "python assignment.py"
+    )
+    (project / "data/mnist.npz").unlink()
+    (project / "data/mnist.npz").write_text("<html>404 Not Found</html>")
+    assert_one_line(run(project, "assignment.py"), "mnist.npz", "damaged", "git checkout")
+    assert_one_line(run(project, "evaluate.py"), "vae.weights.h5", "missing", "python assignment.py")
+    assert (project / "data/mnist.npz").read_text() == "<html>404 Not Found</html>"
+    assert not [path for path in (project / "outputs").rglob("*") if path.is_file()]
+
+
+def test_ctrl_c_says_which_epoch_was_saved(project):
+    arguments = command(project, "assignment.py", "--num_epochs", "1000")
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for _ in range(2):
+            process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        printed, error = process.communicate(timeout=60)
+    epochs = 2 + printed.count("Train Epoch")
+    assert process.returncode == 130
+    (line,) = error.strip().splitlines()
+    assert f"epoch {epochs} is saved" in line or f"epoch {epochs + 1} is saved" in line
+    assert "vae.weights.h5" in line
+    assert run(project, "assignment.py", "--load_weights").returncode == 0
+
+
+SAVE_FOREVER = """
+import itertools, assignment
+model = assignment.VAE(784)
+for epoch in itertools.count(1):
+    for variable in model.trainable_variables:
+        variable.assign(0 * variable + epoch)
+    print(epoch, flush=True)
+    assignment.save_model_weights(model, None)
+    print(epoch, flush=True)
+"""
+
+
+def test_weights_are_whole_whenever_the_program_is_killed(project, monkeypatch):
+    import assignment
+
+    monkeypatch.setattr(assignment, "OUTPUTS", project / "outputs")
+    for _ in range(4):
+        with subprocess.Popen(
+            [sys.executable, "-c", SAVE_FOREVER], stdout=subprocess.PIPE, text=True, cwd=project / "code"
+        ) as process:
+            printed = [process.stdout.readline(), process.stdout.readline()]
+            time.sleep(random.uniform(0, 0.3))
+            process.kill()
+            printed += process.stdout.readlines()
+        saving, saved = int(printed[-1]), int(printed[-2]) if len(printed) % 2 else int(printed[-1])
+        model = assignment.load_weights(assignment.VAE(784))
+        values = np.unique(np.concatenate([variable.numpy().ravel() for variable in model.trainable_variables]))
+        assert len(values) == 1 and saved <= values[0] <= saving
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Both models trained as the README says, and what that printed."""
+    project = copy_project(tmp_path_factory.mktemp("trained"))
+    printed = {}
+    for name, flags in (("VAE", []), ("CVAE", ["--is_cvae"])):
+        result = run(project, "assignment.py", "--seed", "0", *flags)
+        assert (result.returncode, result.stderr) == (0, "")
+        printed[name] = [float(loss) for loss in re.findall(r"Loss: (\S+)", result.stdout)]
+    return project, printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["VAE", "CVAE"])
+def test_printed_loss_after_10_epochs_is_below_120(trained, name):
+    losses = trained[1][name]
+    assert len(losses) == 10
+    assert losses[-1] < 120
+    assert losses[-1] < losses[4] < losses[0]
+
+
+@pytest.mark.slow
+def test_evaluate_passes_the_handouts_bars(trained):
+    project, _ = trained
+    result = run(project, "evaluate.py")
+    assert (result.returncode, result.stderr) == (0, ""), result.stdout
+    assert result.stdout.count("  pass  ") == 3 and "FAIL" not in result.stdout
+    recognised = float(re.search(r"CVAE: ([\d.]+)% of 10,000 samples recognised", result.stdout)[1])
+    assert recognised > 98.5  # a class that hides in z costs more than this, and the handout's 90 would not notice
+    reads = float(re.search(r"classifier reads ([\d.]+)% of the real", result.stdout)[1])
+    assert reads >= 98.8
+    assert (project / "outputs/evaluate_cvae.png").stat().st_size > 10_000
+    assert (project / "outputs/model_ckpts/classifier.weights.h5").exists()
+
+
+@pytest.mark.slow
+def test_evaluate_fails_an_untrained_model(trained, monkeypatch, capsys):
+    import assignment
+    import evaluate
+
+    monkeypatch.setattr(assignment, "OUTPUTS", trained[0] / "outputs")
+    vae, cvae = evaluate.load_weights(evaluate.VAE(784)), evaluate.CVAE(784)
+    assert not evaluate.grade(vae, cvae, evaluate.load_classifier())["passed"]
+    printed = capsys.readouterr().out
+    assert printed.count("  pass  ") == 1 and printed.count("  FAIL  ") == 2
