@@ -30,15 +30,16 @@ class _Autoencoder(tf.keras.Model):
         self.hidden_dim = HIDDEN_DIM
         self._image_shape = (1, side, side)
 
-        dense = tf.keras.layers.Dense
-        self.encoder = tf.keras.Sequential([tf.keras.layers.Flatten(), *_hidden_layers(num_classes)])
-        self.mu_layer = dense(latent_size)
-        self.logvar_layer = dense(latent_size)
+        layers = tf.keras.layers
+        self.encoder = tf.keras.Sequential([layers.Flatten(), *_hidden_layers(num_classes)])
+        # From zero, q(z|x) starts as the prior: z says nothing at first, and the decoder has to listen to c.
+        self.mu_layer = layers.Dense(latent_size, kernel_initializer="zeros")
+        self.logvar_layer = layers.Dense(latent_size, kernel_initializer="zeros")
         self.decoder = tf.keras.Sequential(
             [
                 *_hidden_layers(num_classes),
-                dense(input_size, activation="sigmoid"),
-                tf.keras.layers.Reshape(self._image_shape),
+                layers.Dense(input_size, activation="sigmoid"),
+                layers.Reshape(self._image_shape),
             ]
         )
         # With the weights made here, a new model can be saved, loaded, or trained in a graph.
@@ -55,15 +56,6 @@ class _Autoencoder(tf.keras.Model):
         logvar = self.logvar_layer(hidden)
         z = reparametrize(mu, logvar)
         return self.decoder(tf.concat([z, *condition], axis=1)), mu, logvar
-
-
-def _hidden_layers(num_classes):
-    """Three ReLU layers; the input of the first ends in a one-hot label of `num_classes`, if that is not 0."""
-    initializers = [he_uniform_with_label(num_classes), "he_uniform", "he_uniform"]
-    return [
-        tf.keras.layers.Dense(HIDDEN_DIM, activation="relu", kernel_initializer=initializer)
-        for initializer in initializers
-    ]
 
 
 class VAE(_Autoencoder):
@@ -213,6 +205,15 @@ def loss_function(x_hat, x, mu, logvar):
     bce = bce_function(x_hat, x)
     images = tf.cast(tf.shape(x_hat)[0], bce.dtype)
     return (bce + tf.cast(kl_divergence(mu, logvar), bce.dtype)) / images
+
+
+def _hidden_layers(num_classes):
+    """Three ReLU layers; the input of the first ends in a one-hot label of `num_classes`, if that is not 0."""
+    initializers = [he_uniform_with_label(num_classes), "he_uniform", "he_uniform"]
+    return [
+        tf.keras.layers.Dense(HIDDEN_DIM, activation="relu", kernel_initializer=initializer)
+        for initializer in initializers
+    ]
 
 
 def he_uniform_with_label(num_classes):
