@@ -168,7 +168,9 @@ def load_mnist(batch_size, buffer_size=1024):
 
     # Shuffling indices and gathering a batch at a time moves every byte once, and only when it is needed.
     indices = tf.data.Dataset.range(len(images)).shuffle(buffer_size).batch(batch_size)
-    return indices.map(gather).prefetch(1)
+    options = tf.data.Options()
+    options.autotune.enabled = False  # its threads, and those of a prefetch, take the cores from the matrix products
+    return indices.map(gather).with_options(options)
 
 
 def scheduled_rate(learning_rate, progress, step_size):

@@ -164,6 +164,16 @@ def test_models_trained_in_turn_do_not_disturb_each_other():
     assert same(weights_of(second), before)
 
 
+def test_objective_is_the_loss_unless_told_otherwise():
+    x, x_hat = RNG.random((2, 6, 1, 28, 28))
+    mu, logvar = RNG.normal(size=(2, 6, 15))
+    plain = assignment.training_objective(x_hat, x, mu, logvar, np.float64(1), np.float64(1))
+    np.testing.assert_allclose(plain, loss_function(x_hat, x, mu, logvar), rtol=1e-12)
+    prior = np.full((6, 15), 1.3), np.full((6, 15), 2 * np.log(1.3))  # N(0, 1.3²), moved by 1.3
+    kl = [assignment.training_objective(x_hat, x, *prior, np.float64(k), np.float64(1.3)) for k in (0, 2)]
+    np.testing.assert_allclose(kl[1] - kl[0], 2 * 15 * 0.5, rtol=1e-9)  # half a squared step of one deviation
+
+
 def test_the_optimizer_goes_on_where_the_last_epoch_ended():
     """A first step of a new Adam moves every weight by the whole learning rate; a later one, by less."""
 
