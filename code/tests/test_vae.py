@@ -161,8 +161,21 @@ def test_parts_can_be_called_from_outside():
     assert cvae.encoder(np.zeros((3, 794), "float32")).shape == (3, cvae.hidden_dim)
 
 
-def test_posterior_is_the_encoders_and_the_image_the_decoders():
+def cvae_past_its_start():
+    """A CVAE whose posterior depends on its input, as it does after a step of training."""
     model = CVAE(784)
+    for layer in (model.mu_layer, model.logvar_layer):
+        layer.kernel.assign(RNG.normal(scale=0.05, size=layer.kernel.shape))
+    return model
+
+
+def test_posterior_starts_as_the_prior():
+    for outputs in (VAE(784)(IMAGES), CVAE(784)(IMAGES, LABELS)):
+        assert kl_divergence(*outputs[1:]).numpy() == 0
+
+
+def test_posterior_is_the_encoders_and_the_image_the_decoders():
+    model = cvae_past_its_start()
     x, c = IMAGES.astype("float32"), LABELS.astype("float32")
     hidden = model.encoder(np.concatenate([x.reshape(6, 784), c], axis=1))
     tf.keras.utils.set_random_seed(1)
@@ -175,7 +188,7 @@ def test_posterior_is_the_encoders_and_the_image_the_decoders():
 
 
 def test_label_reaches_both_encoder_and_decoder():
-    model = CVAE(784)
+    model = cvae_past_its_start()
     x = np.repeat(IMAGES[:1], 10, axis=0)
     _, mu, logvar = model(x, np.eye(10))
     pictures = model.decoder(np.concatenate([np.zeros((10, 15)), np.eye(10)], axis=1).astype("float32"))
