@@ -42,8 +42,8 @@ INPUT_SIZE = 28 * 28
 NUM_CLASSES = 10
 HANDOUT_LOSS = 120  # after 10 epochs the handout asks for less, of both models
 
-# What the CVAE's training adds to the plain loss; the README says what each of these is worth.
 STEP_SIZE = 512  # images in an optimizer step, at the most: a larger batch of the loader takes several steps
+# What the CVAE's training adds to the plain loss:
 KL_WEIGHT = 2.0  # makes z dear, so that the decoder takes the digit from c, and z needs fewer of its dimensions
 KL_WEIGHT_UNTIL = 0.75  # of the training; the rest is for the loss itself, which the encoder soon adapts to
 PRIOR_SCALE = 1.06  # trained for a prior this much wider, z ~ N(0, I) seldom falls where the decoder was never trained
@@ -65,7 +65,7 @@ def parseArguments():
         "--input_size", type=number(int, INPUT_SIZE, INPUT_SIZE), default=INPUT_SIZE, help="pixels of an image"
     )
     parser.add_argument(
-        "--learning_rate", type=number(float, 1e-12), default=1e-3, help="Adam's rate for steps of 128 images"
+        "--learning_rate", type=number(float, 1e-12), default=1e-3, help="Adam's highest rate, for steps of 16 images"
     )
     parser.add_argument(
         "--kl_weight",
