@@ -27,11 +27,17 @@ def _quiet_stderr():
 
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-with _quiet_stderr():
-    import numpy as np
-    import tensorflow as tf
-    from matplotlib.figure import Figure
-    from vae import CVAE, VAE, bce_function, kl_divergence, loss_function
+try:
+    with _quiet_stderr():
+        import numpy as np
+        import tensorflow as tf
+        from matplotlib.figure import Figure
+        from vae import CVAE, VAE, bce_function, kl_divergence, loss_function
+except KeyboardInterrupt:  # these imports take seconds: time enough to think again
+    if __name__ != "__main__":
+        raise
+    print("\ninterrupted: nothing was begun", file=sys.stderr)
+    sys.exit(130)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OUTPUTS = ROOT / "outputs"
@@ -521,7 +527,7 @@ def run_command(command):
     try:
         command()
     except KeyboardInterrupt as interrupt:
-        print(f"\n{interrupt or 'interrupted'}", file=sys.stderr)
+        print(f"\n{str(interrupt) or 'interrupted'}", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError) as error:
         sys.exit(" ".join(f"error: {error}".split()))

@@ -90,6 +90,23 @@ def test_errors_are_one_line_and_change_nothing(project):
     assert not [path for path in (project / "outputs").rglob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("tensorflow.py", "raise KeyboardInterrupt"),
+        (
+            "sitecustomize.py",
+            "import tempfile\ndef press(**_): raise KeyboardInterrupt\ntempfile.TemporaryFile = press",
+        ),
+    ],
+    ids=["while TensorFlow is imported", "before training"],
+)
+def test_ctrl_c_early_is_one_line(project, tmp_path, module, source):
+    (tmp_path / module).write_text(source)
+    result = run(project, "assignment.py", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert_one_line(result, "interrupted", status=130)
+
+
 def test_ctrl_c_says_which_epoch_was_saved(project):
     arguments = command(project, "assignment.py", "--num_epochs", "1000")
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
