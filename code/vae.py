@@ -209,14 +209,14 @@ def loss_function(x_hat, x, mu, logvar):
 
 def _hidden_layers(num_classes):
     """Three ReLU layers; the input of the first ends in a one-hot label of `num_classes`, if that is not 0."""
-    initializers = [he_uniform_with_label(num_classes), "he_uniform", "he_uniform"]
+    initializers = [HeUniformWithLabel(num_classes), "he_uniform", "he_uniform"]
     return [
         tf.keras.layers.Dense(HIDDEN_DIM, activation="relu", kernel_initializer=initializer)
         for initializer in initializers
     ]
 
 
-def he_uniform_with_label(num_classes):
+class HeUniformWithLabel(tf.keras.initializers.Initializer):
     """He's uniform initializer for a kernel whose last `num_classes` rows take a one-hot label.
 
     Of those rows one is in use at a time, so each is drawn for a fan-in of 1, as the kernel of a layer of its own.
@@ -227,14 +227,17 @@ def he_uniform_with_label(num_classes):
     Source: He et al., "Delving Deep into Rectifiers", 2015, equation 10: a variance of 2 / fan-in.
     """
 
-    def initialize(shape, dtype=None):
-        rows, units = shape
-        label_size = num_classes * units
-        inputs = tf.keras.initializers.HeUniform()((rows - num_classes, units), dtype)
-        labels = tf.keras.initializers.HeUniform()((1, label_size), dtype)
-        return tf.concat([inputs, tf.reshape(labels, (num_classes, units))], axis=0)
+    def __init__(self, num_classes):
+        self.num_classes = num_classes
 
-    return initialize
+    def __call__(self, shape, dtype=None, **kwargs):
+        rows, units = shape
+        inputs = tf.keras.initializers.HeUniform()((rows - self.num_classes, units), dtype)
+        labels = tf.keras.initializers.HeUniform()((1, self.num_classes * units), dtype)
+        return tf.concat([inputs, tf.reshape(labels, (self.num_classes, units))], axis=0)
+
+    def get_config(self):
+        return {"num_classes": self.num_classes}
 
 
 def _as_float(tensor, name, shape, dtype=tf.float32):
