@@ -50,7 +50,7 @@ HANDOUT_LOSS = 120  # after 10 epochs the handout asks for less, of both models
 
 STEP_SIZE = 512  # images in an optimizer step, at the most: a larger batch of the loader takes several steps
 # What the CVAE's training adds to the plain loss:
-KL_WEIGHT = 2.0  # makes z dear, so that the decoder takes the digit from c, and z needs fewer of its dimensions
+KL_WEIGHT = 2.5  # makes z dear, so that the decoder takes the digit from c, and z needs fewer of its dimensions
 KL_WEIGHT_UNTIL = 0.75  # of the training; the rest is for the loss itself, which the encoder soon adapts to
 PRIOR_SCALE = 1.06  # trained for a prior this much wider, z ~ N(0, I) seldom falls where the decoder was never trained
 
@@ -328,7 +328,7 @@ def read_weights(network, name, remedy):
     try:
         network.load_weights(str(path))
     except Exception as error:  # h5py and Keras raise a dozen kinds, by version and by what is wrong
-        raise ValueError(f"{path} is damaged, or of another model or latent size: {remedy}") from error
+        raise ValueError(f"{path} is damaged, or of another model, latent size or TensorFlow: {remedy}") from error
 
 
 def save_model_weights(model, args):
