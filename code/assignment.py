@@ -26,6 +26,12 @@ def _quiet_stderr():
         os.close(kept)
 
 
+def _exit_interrupted(message):
+    """Leave as a program that Ctrl-C ended, with one line."""
+    print(f"\n{message}", file=sys.stderr)
+    sys.exit(130)
+
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 try:
     with _quiet_stderr():
@@ -36,8 +42,7 @@ try:
 except KeyboardInterrupt:  # these imports take seconds: time enough to think again
     if __name__ != "__main__":
         raise
-    print("\ninterrupted: nothing was begun", file=sys.stderr)
-    sys.exit(130)
+    _exit_interrupted("interrupted: nothing was begun")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OUTPUTS = ROOT / "outputs"
@@ -220,16 +225,16 @@ def train_vae(model, train_loader, args, is_cvae=False):
     bar = tf.keras.utils.Progbar(num_batches or None, verbose=1 if sys.stdout.isatty() else 0)
     total = 0.0
     for i, (images, labels) in enumerate(train_loader, start=1):
-        images, labels = tf.cast(images, tf.float32), tf.cast(labels, tf.int64)
+        batch = [tf.cast(images, tf.float32)] + ([tf.cast(labels, tf.int64)] if is_cvae else [])
         if not hasattr(model, "training_step"):
-            model.training_step = _compile_step(model, images.shape, is_cvae)
+            model.training_step = _compile_step(model, batch)
         progress = (epochs_trained + (i / num_batches if num_batches else 0.5)) / max(args.num_epochs, 1)
         objective = (kl_weight if progress < KL_WEIGHT_UNTIL else 1.0, PRIOR_SCALE if is_cvae else 1.0)
         loss = 0.0
         for start in range(0, len(images), STEP_SIZE):
             step_size = min(STEP_SIZE, len(images) - start)
             rate = scheduled_rate(args.learning_rate, progress, step_size)
-            loss += float(model.training_step(images, labels, start, rate, *objective)) * step_size / len(images)
+            loss += float(model.training_step(batch, start, rate, *objective)) * step_size / len(images)
         if not math.isfinite(loss):
             raise ValueError(
                 f"the loss is {loss} in epoch {epochs_trained + 1} at learning rate {args.learning_rate}: "
@@ -257,26 +262,24 @@ def training_objective(x_hat, x, mu, logvar, kl_weight, prior_scale):
     return (bce_function(x_hat, x) + kl_weight * kl) / tf.cast(tf.shape(x_hat)[0], x_hat.dtype)
 
 
-def _compile_step(model, images_shape, is_cvae):
+def _compile_step(model, batch):
     """A compiled step of Adam; it returns `loss_function`, whatever the KL term weighs.
 
-    It takes a batch of images (float32) and labels (int64), and `start`: STEP_SIZE of them from there on are used.
+    It takes a batch like `batch`, images (float32) and for a CVAE labels (int64), and `start`: of that batch the images
+    from there on are used, STEP_SIZE at the most.
     """
-    # Its update is one kernel a variable. That of Keras's Adam is a dozen passes over each, a sixth of an epoch at 128.
+    # Its update is one kernel a variable. That of Keras's Adam is a dozen passes over each, a tenth of an epoch at 128.
     rate = tf.Variable(0.0, trainable=False)
     optimizer = tf.compat.v1.train.AdamOptimizer(rate.read_value)
+    # One trace for batches of every size.
+    batch_spec = [tf.TensorSpec((None, *tensor.shape[1:]), tensor.dtype) for tensor in batch]
     number = tf.TensorSpec(())
-    signature = [
-        tf.TensorSpec((None, *images_shape[1:])),  # one trace for batches of every size
-        tf.TensorSpec((None,), tf.int64),
-        tf.TensorSpec((), tf.int32),
-    ]
 
     # Cutting the batch and encoding the labels in here saves a round trip through Python for each.
-    @tf.function(input_signature=[*signature, number, number, number])
-    def step(images, labels, start, learning_rate, kl_weight, prior_scale):
-        x = images[start : start + STEP_SIZE]
-        condition = [one_hot(labels[start : start + STEP_SIZE], model.num_classes)] if is_cvae else []
+    @tf.function(input_signature=[batch_spec, tf.TensorSpec((), tf.int32), number, number, number])
+    def step(batch, start, learning_rate, kl_weight, prior_scale):
+        x, *labels = [tensor[start : start + STEP_SIZE] for tensor in batch]
+        condition = [one_hot(digits, model.num_classes) for digits in labels]
         with tf.GradientTape() as tape:
             x_hat, mu, logvar = model(x, *condition)
             objective = training_objective(x_hat, x, mu, logvar, kl_weight, prior_scale)
@@ -527,8 +530,7 @@ def run_command(command):
     try:
         command()
     except KeyboardInterrupt as interrupt:
-        print(f"\n{str(interrupt) or 'interrupted'}", file=sys.stderr)
-        sys.exit(130)
+        _exit_interrupted(str(interrupt) or "interrupted")
     except (ValueError, OSError) as error:
         sys.exit(" ".join(f"error: {error}".split()))
 

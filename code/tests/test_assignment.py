@@ -222,6 +222,13 @@ def test_a_loss_that_is_not_finite_ends_training(is_cvae):
         assignment.train_vae((CVAE if is_cvae else VAE)(784), loader, settings(), is_cvae)
 
 
+def test_labels_matter_to_the_cvae_alone():
+    one_hot_labels = [(images, np.eye(10)[labels]) for images, labels in small_loader()]
+    assert np.isfinite(assignment.train_vae(VAE(784), one_hot_labels, settings()))
+    with pytest.raises(ValueError, match=r"c must have the shape \(N, 10\)"):
+        assignment.train_vae(CVAE(784), one_hot_labels, settings(), is_cvae=True)
+
+
 def test_images_that_do_not_fit_the_model_are_refused():
     with pytest.raises(ValueError, match=r"\(N, 1, 10, 10\); got \(None, 1, 28, 28\)|got \(N"):
         assignment.train_vae(VAE(100), small_loader(), settings())
