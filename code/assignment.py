@@ -284,8 +284,11 @@ def _compile_step(model, batch):
             x_hat, mu, logvar = model(x, *condition)
             objective = training_objective(x_hat, x, mu, logvar, kl_weight, prior_scale)
         variables = tape.watched_variables()
+        gradients = tape.gradient(objective, variables)
         rate.assign(learning_rate)
-        optimizer.apply_gradients(zip(tape.gradient(objective, variables), variables))
+        # An update that runs beside the products of other gradients takes their caches: a tenth of an epoch at 128.
+        with tf.control_dependencies(gradients):
+            optimizer.apply_gradients([(tf.identity(gradient), v) for gradient, v in zip(gradients, variables)])
         return loss_function(x_hat, x, mu, logvar)
 
     return step

@@ -164,8 +164,19 @@ def bce_function(x_hat, x):
         ValueError: the two shapes differ.
     """
     x_hat, x = _as_floats(x_hat, x, "x_hat", "x")
+    return _bce_with_gradient(x_hat, x)
+
+
+@tf.custom_gradient
+def _bce_with_gradient(x_hat, x):
+    """`bce_function` with its derivatives written out: autodiff's pass over all pixels a dozen times more."""
     x_hat = tf.clip_by_value(x_hat, EPSILON, 1 - EPSILON)
-    return -tf.reduce_sum(x * tf.math.log(x_hat) + (1 - x) * tf.math.log(1 - x_hat))
+    log_x_hat, log_rest = tf.math.log(x_hat), tf.math.log(1 - x_hat)
+
+    def gradient(upstream):
+        return upstream * (x_hat - x) / (x_hat * (1 - x_hat)), upstream * (log_rest - log_x_hat)
+
+    return -tf.reduce_sum(x * log_x_hat + (1 - x) * log_rest), gradient
 
 
 def kl_divergence(mu, logvar):
