@@ -40,8 +40,8 @@ try:
         from matplotlib.figure import Figure
         from vae import CVAE, VAE, bce_function, kl_divergence, loss_function
 except KeyboardInterrupt:  # these imports take seconds: time enough to think again
-    if __name__ != "__main__":
-        raise
+    if pathlib.Path(sys.argv[0]).resolve().parent != pathlib.Path(__file__).resolve().parent:
+        raise  # in a program of somebody else's
     _exit_interrupted("interrupted: nothing was begun")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -90,19 +90,16 @@ def test_errors_are_one_line_and_change_nothing(project):
     assert not [path for path in (project / "outputs").rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize(
-    ("module", "source"),
-    [
-        ("tensorflow.py", "raise KeyboardInterrupt"),
-        (
-            "sitecustomize.py",
-            "import tempfile\ndef press(**_): raise KeyboardInterrupt\ntempfile.TemporaryFile = press",
-        ),
-    ],
-    ids=["while TensorFlow is imported", "before training"],
-)
-def test_ctrl_c_early_is_one_line(project, tmp_path, module, source):
-    (tmp_path / module).write_text(source)
+@pytest.mark.parametrize("program", ["assignment.py", "evaluate.py", "benchmark.py"])
+def test_ctrl_c_while_tensorflow_is_imported_is_one_line(project, tmp_path, program):
+    (tmp_path / "tensorflow.py").write_text("raise KeyboardInterrupt")
+    result = run(project, program, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert_one_line(result, "interrupted", status=130)
+
+
+def test_ctrl_c_before_training_is_one_line(project, tmp_path):
+    press = "import tempfile\ndef press(**_): raise KeyboardInterrupt\ntempfile.TemporaryFile = press"
+    (tmp_path / "sitecustomize.py").write_text(press)
     result = run(project, "assignment.py", env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert_one_line(result, "interrupted", status=130)
 

@@ -51,6 +51,16 @@ def test_bce_matches_numpy():
     np.testing.assert_allclose(bce, bce_in_numpy(RECONSTRUCTIONS, IMAGES), rtol=1e-9)
 
 
+def test_gradients_of_bce_are_the_derivatives_of_its_formula():
+    x_hat, x = tf.constant(RECONSTRUCTIONS), tf.constant(IMAGES)
+    with tf.GradientTape() as tape:
+        tape.watch([x_hat, x])
+        thrice = 3 * bce_function(x_hat, x)
+    by_x_hat, by_x = tape.gradient(thrice, [x_hat, x])
+    np.testing.assert_allclose(by_x_hat, 3 * ((1 - x) / (1 - x_hat) - x / x_hat), rtol=1e-9)
+    np.testing.assert_allclose(by_x, 3 * (np.log(1 - x_hat) - np.log(x_hat)), rtol=1e-9)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_bce_and_its_gradient_are_finite_on_saturated_pixels(dtype):
     x_hat = tf.constant([[0.0, 0.0, 1.0, 1.0]], dtype)
