@@ -294,6 +294,16 @@ def _compile_step(model, batch):
     return step
 
 
+def check_room(folder, network):
+    """Make `folder` if need be, and find out whether it takes the weights of `network`: OSError if it does not."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(8 * network.count_params()))  # the weights in float32, twice
+    except OSError as error:
+        raise OSError(f"cannot write to {folder} ({error}): free some space or change its permissions") from error
+
+
 @contextlib.contextmanager
 def _whole_file(path):
     """A path beside `path` to write to; it is renamed over `path` once all is written, so no reader sees a part."""
@@ -302,6 +312,8 @@ def _whole_file(path):
     try:
         yield part
         os.replace(part, path)
+    except OSError as error:
+        raise OSError(f"cannot write {path} ({error}): free some space or change its permissions") from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -317,7 +329,9 @@ def _name(model):
 
 def write_weights(network, name):
     """Write the weights of any Keras network to `weights_path(name)`, whole or not at all; OSError if it cannot."""
-    with _whole_file(weights_path(name)) as part:
+    path = weights_path(name)
+    check_room(path.parent, network)  # where the disk is full, HDF5 can crash the whole process
+    with _whole_file(path) as part:
         network.save_weights(str(part))
 
 
@@ -489,7 +503,8 @@ def main(args):
         model = CVAE(args.input_size, num_classes=NUM_CLASSES, latent_size=args.latent_size)
     else:
         model = VAE(args.input_size, latent_size=args.latent_size)
-    _check_room(model)
+    for folder in (OUTPUTS, weights_path(_name(model)).parent):
+        check_room(folder, model)  # now, not after ten epochs
     written = []
     if args.load_weights:
         load_weights(model)
@@ -515,17 +530,6 @@ def _train(model, args):
         kept = f"epoch {len(losses)} is saved in {weights_path(_name(model))}" if losses else "no epoch was saved"
         raise KeyboardInterrupt(f"interrupted: {kept}") from None
     return losses
-
-
-def _check_room(model):
-    """Find out before training whether outputs/ takes what will be written: OSError if it does not."""
-    for folder in (OUTPUTS, weights_path(_name(model)).parent):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder) as probe:
-                probe.write(bytes(8 * model.count_params()))  # the weights in float32, twice
-        except OSError as error:
-            raise OSError(f"cannot write to {folder} ({error}): free some space or change its permissions") from error
 
 
 def run_command(command):

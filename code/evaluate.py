@@ -12,6 +12,7 @@ from assignment import (
     NUM_CLASSES,
     Figure,
     Parser,
+    check_room,
     generate_digits,
     load_weights,
     np,
@@ -48,6 +49,7 @@ def load_classifier():
 
     Raises:
         ValueError: the saved weights are damaged.
+        OSError: outputs/ takes no new ones.
     """
     layers = tf.keras.layers
     classifier = tf.keras.Sequential(
@@ -68,6 +70,7 @@ def load_classifier():
     if weights_path("classifier").exists():
         read_weights(classifier, "classifier", "delete it, and the next run trains another")
         return classifier
+    check_room(weights_path("classifier").parent, classifier)
     print("Training the classifier, once:", flush=True)
     images, labels = read_mnist("train")
     epochs, batch_size = 6, 128

@@ -272,6 +272,35 @@ def test_weights_of_another_model_or_latent_size(outputs):
         assignment.load_weights(VAE(784))
 
 
+class FullDisk:
+    """Stands in for `tempfile.TemporaryFile` where no file of 5 MB fits."""
+
+    def __init__(self, dir):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def write(self, content):
+        assert len(content) > 5_000_000
+        raise OSError(28, "No space left on device")
+
+
+def test_a_disk_that_fills_up_during_training_is_found_before_hdf5_meets_it(outputs, monkeypatch):
+    model = VAE(784)
+    assignment.save_model_weights(model, settings())
+    (path,) = outputs.rglob("*.weights.h5")
+    old = path.read_bytes()
+    monkeypatch.setattr(assignment.tempfile, "TemporaryFile", FullDisk)
+    monkeypatch.setattr(model, "save_weights", lambda _: pytest.fail("HDF5 wrote to a full disk"))
+    with pytest.raises(OSError, match=r"cannot write to .*outputs.*No space left.*free some space"):
+        assignment.save_model_weights(model, settings())
+    assert path.read_bytes() == old
+
+
 def test_a_write_that_fails_leaves_the_old_weights_and_nothing_else(outputs, monkeypatch):
     model = VAE(784)
     assignment.save_model_weights(model, settings())
@@ -284,7 +313,7 @@ def test_a_write_that_fails_leaves_the_old_weights_and_nothing_else(outputs, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(model, "save_weights", disk_full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match=r"cannot write .*vae\.weights\.h5.*No space"):
         assignment.save_model_weights(model, settings())
     assert path.read_bytes() == old
     assert list(path.parent.iterdir()) == [path]
@@ -398,20 +427,6 @@ def test_outputs_that_cannot_be_written_are_found_before_training(outputs, monke
 
 
 def test_a_full_disk_is_found_before_training(outputs, monkeypatch):
-    class FullDisk:
-        def __init__(self, dir):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def write(self, content):
-            assert len(content) > 5_000_000
-            raise OSError(28, "No space left on device")
-
     monkeypatch.setattr(assignment.tempfile, "TemporaryFile", FullDisk)
     monkeypatch.setattr(assignment, "train_vae", lambda *_: pytest.fail("trained"))
     with pytest.raises(OSError, match=r"cannot write to .*outputs.*No space left"):
