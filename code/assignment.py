@@ -55,9 +55,9 @@ HANDOUT_LOSS = 120  # after 10 epochs the handout asks for less, of both models
 
 STEP_SIZE = 512  # images in an optimizer step, at the most: a larger batch of the loader takes several steps
 # What the CVAE's training adds to the plain loss:
-KL_WEIGHT = 2.5  # makes z dear, so that the decoder takes the digit from c, and z needs fewer of its dimensions
+KL_WEIGHT = 2.0  # makes z dear, so that the decoder takes the digit from c, and z needs fewer of its dimensions
 KL_WEIGHT_UNTIL = 0.75  # of the training; the rest is for the loss itself, which the encoder soon adapts to
-PRIOR_SCALE = 1.06  # trained for a prior this much wider, z ~ N(0, I) seldom falls where the decoder was never trained
+PRIOR_SCALE = 1.1  # trained for a prior this much wider, z ~ N(0, I) seldom falls where the decoder was never trained
 
 
 def parseArguments():
