@@ -105,8 +105,16 @@ def test_ctrl_c_before_training_is_one_line(project, tmp_path):
 
 
 def test_ctrl_c_says_which_epoch_was_saved(project):
-    arguments = command(project, "assignment.py", "--num_epochs", "1000")
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    def heed_ctrl_c():  # a shell that runs the tests in the background has its children ignore it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        command(project, "assignment.py", "--num_epochs", "1000"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_ctrl_c,
+    ) as process:
         for _ in range(2):
             process.stdout.readline()
         process.send_signal(signal.SIGINT)
