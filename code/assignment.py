@@ -8,8 +8,10 @@ import math
 import operator
 import os
 import pathlib
+import signal
 import sys
 import tempfile
+import threading
 
 
 @contextlib.contextmanager
@@ -517,18 +519,58 @@ def main(args):
     print("Wrote:", *written, sep="\n  ")
 
 
+class _Interruptible:
+    """A loader that keeps Ctrl-C, pressed within its `with` block, for the next batch: KeyboardInterrupt instead of it.
+
+    Raised anywhere, as Python does it, it can meet TensorFlow in C++, damage its memory and crash the process.
+    """
+
+    def __init__(self, loader):
+        self.loader = loader
+        self.pressed = False
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        for batch in self.loader:
+            self.heed()
+            yield batch
+
+    def __enter__(self):
+        self.is_heard = (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        )
+        if self.is_heard:  # in the background Ctrl-C is ignored, and a program that imports this may use it otherwise
+            signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(self, *_):
+        if self.is_heard:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _press(self, *_):
+        self.pressed = True
+
+    def heed(self):
+        if self.pressed:
+            raise KeyboardInterrupt
+
+
 def _train(model, args):
     """Train for `args.num_epochs`, saving the weights after each; returns the mean loss of each."""
-    train_loader = load_mnist(args.batch_size, buffer_size=TRAIN_SIZE)
     losses = []
-    try:
-        for epoch in range(1, args.num_epochs + 1):
-            losses.append(train_vae(model, train_loader, args, is_cvae=args.is_cvae) / len(train_loader))
-            save_model_weights(model, args)
-            print(f"Train Epoch: {epoch} \tLoss: {losses[-1]:.6f}", flush=True)
-    except KeyboardInterrupt:
-        kept = f"epoch {len(losses)} is saved in {weights_path(_name(model))}" if losses else "no epoch was saved"
-        raise KeyboardInterrupt(f"interrupted: {kept}") from None
+    with _Interruptible(load_mnist(args.batch_size, buffer_size=TRAIN_SIZE)) as train_loader:
+        try:
+            for epoch in range(1, args.num_epochs + 1):
+                losses.append(train_vae(model, train_loader, args, is_cvae=args.is_cvae) / len(train_loader))
+                save_model_weights(model, args)
+                print(f"Train Epoch: {epoch} \tLoss: {losses[-1]:.6f}", flush=True)
+            train_loader.heed()
+        except KeyboardInterrupt:
+            kept = f"epoch {len(losses)} is saved in {weights_path(_name(model))}" if losses else "no epoch was saved"
+            raise KeyboardInterrupt(f"interrupted: {kept}") from None
     return losses
 
 

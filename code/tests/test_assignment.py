@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+import signal
 import sys
 
 import assignment
@@ -447,6 +448,40 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_weights(outputs, monkeypa
     with pytest.raises(ValueError, match="nan"):
         assignment.main(settings())
     assert same(weights_of(assignment.load_weights(VAE(784))), calls[0])
+
+
+@pytest.fixture
+def ctrl_c():
+    """Press Ctrl-C in this process, which heeds it even where a shell has its background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.raise_signal(signal.SIGINT)
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("num_epochs", [1, 3])
+def test_ctrl_c_waits_until_the_epoch_is_saved(outputs, monkeypatch, ctrl_c, num_epochs):
+    save = assignment.save_model_weights
+    monkeypatch.setattr(assignment, "load_mnist", lambda *_, **__: small_loader())
+    monkeypatch.setattr(assignment, "save_model_weights", lambda *args: (ctrl_c(), save(*args)))
+    with pytest.raises(KeyboardInterrupt, match=r"epoch 1 is saved in .*vae\.weights\.h5"):
+        assignment.main(settings(num_epochs=num_epochs))
+    assignment.load_weights(VAE(784))
+
+
+def test_ctrl_c_ends_training_between_two_batches(outputs, monkeypatch, ctrl_c):
+    def loader():
+        yield from small_loader()
+        ctrl_c()
+        yield small_loader()[0]
+        pytest.fail("trained on")
+
+    class Loader:
+        __iter__ = staticmethod(loader)
+        __len__ = staticmethod(lambda: 5)
+
+    monkeypatch.setattr(assignment, "load_mnist", lambda *_, **__: Loader())
+    with pytest.raises(KeyboardInterrupt, match="no epoch was saved"):
+        assignment.main(settings())
 
 
 def test_the_same_seed_gives_the_same_losses(outputs, monkeypatch, capsys):
