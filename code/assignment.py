@@ -182,8 +182,8 @@ def load_mnist(batch_size, buffer_size=1024):
     # Shuffling indices and gathering a batch at a time moves every byte once, and only when it is needed.
     indices = tf.data.Dataset.range(len(images)).shuffle(buffer_size).batch(batch_size)
     options = tf.data.Options()
-    options.autotune.enabled = False  # its threads, and those of a prefetch, take the cores from the matrix products
-    return indices.map(gather).with_options(options)
+    options.autotune.enabled = False  # its threads take the cores from the matrix products
+    return indices.map(gather).prefetch(1).with_options(options)
 
 
 def scheduled_rate(learning_rate, progress, step_size):
@@ -293,7 +293,9 @@ def _compile_step(model, batch):
             optimizer.apply_gradients([(tf.identity(gradient), v) for gradient, v in zip(gradients, variables)])
         return loss_function(x_hat, x, mu, logvar)
 
-    return step
+    concrete = step.get_concrete_function()  # a call of it checks the arguments once, a call of `step` three times
+    concrete.function = step  # keeps the optimizer's variables alive
+    return concrete
 
 
 def check_room(folder, network):

@@ -194,6 +194,13 @@ def test_the_optimizer_goes_on_where_the_last_epoch_ended():
     assert largest_move(5) < 0.8
 
 
+def test_training_works_within_the_tape_of_a_caller():
+    model = VAE(784)
+    with tf.GradientTape():  # it looks up each variable of the compiled step, so all of them must still be there
+        losses = [assignment.train_vae(model, small_loader(), settings()) for _ in range(2)]
+    assert losses[1] < losses[0]
+
+
 def test_training_goes_on_beyond_the_planned_epochs():
     model = VAE(784)
     args = settings(num_epochs=1)
