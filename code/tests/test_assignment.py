@@ -147,11 +147,12 @@ def test_the_returned_loss_is_the_sum_of_loss_function_over_the_loaders_batches(
 
 
 def test_a_batch_larger_than_an_optimizer_step_counts_as_one_batch(monkeypatch):
-    model = VAE(784)
+    whole, parted = VAE(784), VAE(784)
+    parted.set_weights(whole.get_weights())
     args = settings(learning_rate=1e-30)
-    whole = assignment.train_vae(model, small_loader(ENTRIES), args)
-    monkeypatch.setattr(assignment, "STEP_SIZE", 20)
-    np.testing.assert_allclose(assignment.train_vae(model, small_loader(ENTRIES), args), whole, rtol=0.05)
+    loss = assignment.train_vae(whole, small_loader(ENTRIES), args)
+    monkeypatch.setattr(assignment, "STEP_SIZE", 20)  # steps of 20, 20 and 8 images
+    np.testing.assert_allclose(assignment.train_vae(parted, small_loader(ENTRIES), args), loss, rtol=0.02)
 
 
 def test_models_trained_in_turn_do_not_disturb_each_other():
