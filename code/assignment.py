@@ -522,9 +522,9 @@ def main(args):
 
 
 class _Interruptible:
-    """A loader that keeps Ctrl-C, pressed within its `with` block, for the next batch: KeyboardInterrupt instead of it.
+    """A loader whose `with` block keeps Ctrl-C for the next batch, or for its end, and raises KeyboardInterrupt there.
 
-    Raised anywhere, as Python does it, it can meet TensorFlow in C++, damage its memory and crash the process.
+    Raised anywhere, as Python does it, that can meet TensorFlow in C++, damage its memory and crash the process.
     """
 
     def __init__(self, loader):
@@ -536,7 +536,7 @@ class _Interruptible:
 
     def __iter__(self):
         for batch in self.loader:
-            self.heed()
+            self._heed()
             yield batch
 
     def __enter__(self):
@@ -548,31 +548,33 @@ class _Interruptible:
             signal.signal(signal.SIGINT, self._press)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, error, *_):
         if self.is_heard:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        if error is None:
+            self._heed()
 
     def _press(self, *_):
         self.pressed = True
 
-    def heed(self):
+    def _heed(self):
         if self.pressed:
             raise KeyboardInterrupt
 
 
 def _train(model, args):
     """Train for `args.num_epochs`, saving the weights after each; returns the mean loss of each."""
+    loader = load_mnist(args.batch_size, buffer_size=TRAIN_SIZE)
     losses = []
-    with _Interruptible(load_mnist(args.batch_size, buffer_size=TRAIN_SIZE)) as train_loader:
-        try:
+    try:
+        with _Interruptible(loader) as train_loader:
             for epoch in range(1, args.num_epochs + 1):
                 losses.append(train_vae(model, train_loader, args, is_cvae=args.is_cvae) / len(train_loader))
                 save_model_weights(model, args)
                 print(f"Train Epoch: {epoch} \tLoss: {losses[-1]:.6f}", flush=True)
-            train_loader.heed()
-        except KeyboardInterrupt:
-            kept = f"epoch {len(losses)} is saved in {weights_path(_name(model))}" if losses else "no epoch was saved"
-            raise KeyboardInterrupt(f"interrupted: {kept}") from None
+    except KeyboardInterrupt:
+        kept = f"epoch {len(losses)} is saved in {weights_path(_name(model))}" if losses else "no epoch was saved"
+        raise KeyboardInterrupt(f"interrupted: {kept}") from None
     return losses
 
 

@@ -172,7 +172,8 @@ def main():
     Parser(description=__doc__).parse_args()
     print(f"{os.cpu_count()} cores, TensorFlow {tf.__version__}; seconds an epoch, medians; a ratio is to ours\n")
     outside, memory = whole_job()
-    lowest = floor(max(BATCH_SIZES))
+    largest = max(BATCH_SIZES)
+    lowest = floor(largest)
     row = "{:<44}{:>14}{:>14}".format
     columns = []
     for batch_size in BATCH_SIZES:
@@ -191,7 +192,7 @@ def main():
         )
     print(row("batch size", *BATCH_SIZES))
     names = [
-        f"floor: matrix products alone, {max(BATCH_SIZES)} images each",
+        f"floor: matrix products alone, {largest} images each",
         "the same products, a step's images each",
         "train_vae",
         "train_vae over the floor",
