@@ -11,13 +11,14 @@ import tensorflow as tf
 
 HIDDEN_DIM = 400  # the width in Kingma and Welling's MNIST networks is 500, in most public ones 400
 EPSILON = 1e-7  # keeps log(0) out of the cross-entropy; Keras clips probabilities at the same value
+PIXEL_LOGIT = -2.0  # log-odds of MNIST's average pixel, 0.13: no epoch goes into learning that paper is black
 
 
 class _Autoencoder(tf.keras.Model):
     """What the VAE and the CVAE share: the four parts, and the pass through them."""
 
-    def __init__(self, input_size, latent_size, num_classes=0):
-        super().__init__()
+    def __init__(self, name, input_size, latent_size, num_classes=0):
+        super().__init__(name=name, dtype="float32")  # whatever the global dtype policy is; the hidden layers follow it
         side = math.isqrt(max(input_size, 0))
         if side < 1 or side * side != input_size:
             raise ValueError(
@@ -31,15 +32,20 @@ class _Autoencoder(tf.keras.Model):
         self._image_shape = (1, side, side)
 
         layers = tf.keras.layers
-        self.encoder = tf.keras.Sequential([layers.Flatten(), *_hidden_layers(num_classes)])
-        # From zero, q(z|x) starts as the prior: z says nothing at first, and the decoder has to listen to c.
-        self.mu_layer = layers.Dense(latent_size, kernel_initializer="zeros")
-        self.logvar_layer = layers.Dense(latent_size, kernel_initializer="zeros")
+        self.encoder = tf.keras.Sequential([layers.Flatten(), *_hidden_layers()])
+        # From near zero, q(z|x) starts as the prior: z says little at first, and the decoder has to listen to c.
+        self.mu_layer = _near_zero_layer(latent_size)
+        self.logvar_layer = _near_zero_layer(latent_size)
         self.decoder = tf.keras.Sequential(
             [
-                *_hidden_layers(num_classes),
-                layers.Dense(input_size, activation="sigmoid"),
-                layers.Reshape(self._image_shape),
+                *_hidden_layers(),
+                layers.Dense(
+                    input_size,
+                    activation="sigmoid",
+                    bias_initializer=tf.keras.initializers.Constant(PIXEL_LOGIT),
+                    dtype="float32",
+                ),
+                layers.Reshape(self._image_shape, dtype="float32"),
             ]
         )
         # With the weights made here, a new model can be saved, loaded, or trained in a graph.
@@ -48,6 +54,13 @@ class _Autoencoder(tf.keras.Model):
         self.logvar_layer.build((None, HIDDEN_DIM))
         self.decoder.build((None, latent_size + num_classes))
         self.built = True
+        if num_classes:
+            _strengthen_label_rows(self.encoder.layers[1].kernel, num_classes)
+            _strengthen_label_rows(self.decoder.layers[0].kernel, num_classes)
+
+    def get_config(self):
+        """The constructor's arguments, from which Keras's `from_config` and `load_model` make the model again."""
+        return {"input_size": self.input_size, "latent_size": self.latent_size}
 
     def _autoencode(self, encoder_input, *condition):
         """Encode to q(z|·), draw z from it, decode z with `condition`, (N, C) if given, behind it."""
@@ -58,6 +71,7 @@ class _Autoencoder(tf.keras.Model):
         return self.decoder(tf.concat([z, *condition], axis=1)), mu, logvar
 
 
+@tf.keras.utils.register_keras_serializable("vae")
 class VAE(_Autoencoder):
     """A fully-connected variational autoencoder.
 
@@ -72,7 +86,7 @@ class VAE(_Autoencoder):
     """
 
     def __init__(self, input_size, latent_size=15):
-        super().__init__(input_size, latent_size)
+        super().__init__("vae", input_size, latent_size)
 
     def call(self, x):
         """Reconstruct a batch of images through the latent space.
@@ -89,6 +103,7 @@ class VAE(_Autoencoder):
         return self._autoencode(_as_float(x, "x", (None, *self._image_shape)))
 
 
+@tf.keras.utils.register_keras_serializable("vae")
 class CVAE(_Autoencoder):
     """A conditional VAE: the VAE with the one-hot class c joined to the image and to z.
 
@@ -106,8 +121,11 @@ class CVAE(_Autoencoder):
     def __init__(self, input_size, num_classes=10, latent_size=15):
         if num_classes < 1:
             raise ValueError(f"num_classes must be 1 or more; got {num_classes}")
-        super().__init__(input_size, latent_size, num_classes)
+        super().__init__("cvae", input_size, latent_size, num_classes)
         self.num_classes = num_classes
+
+    def get_config(self):
+        return {**super().get_config(), "num_classes": self.num_classes}
 
     def call(self, x, c):
         """Reconstruct a batch of images through the latent space, given their classes.
@@ -218,37 +236,27 @@ def loss_function(x_hat, x, mu, logvar):
     return (bce + tf.cast(kl_divergence(mu, logvar), bce.dtype)) / images
 
 
-def _hidden_layers(num_classes):
-    """Three ReLU layers; the input of the first ends in a one-hot label of `num_classes`, if that is not 0."""
-    initializers = [HeUniformWithLabel(num_classes), "he_uniform", "he_uniform"]
-    return [
-        tf.keras.layers.Dense(HIDDEN_DIM, activation="relu", kernel_initializer=initializer)
-        for initializer in initializers
-    ]
+def _hidden_layers():
+    """Three ReLU layers, with weights of variance 2 / fan-in (He et al., "Delving Deep into Rectifiers", 2015)."""
+    return [tf.keras.layers.Dense(HIDDEN_DIM, activation="relu", kernel_initializer="he_uniform") for _ in range(3)]
 
 
-class HeUniformWithLabel(tf.keras.initializers.Initializer):
-    """He's uniform initializer for a kernel whose last `num_classes` rows take a one-hot label.
+def _near_zero_layer(units):
+    """A linear layer that starts next to zero, in float32 whatever the dtype policy."""
+    near_zero = tf.keras.initializers.RandomNormal(stddev=1e-3)  # one a layer: an instance repeats its values
+    return tf.keras.layers.Dense(units, kernel_initializer=near_zero, dtype="float32")
 
-    Of those rows one is in use at a time, so each is drawn for a fan-in of 1, as the kernel of a layer of its own.
-    Drawn for the fan-in of the whole input, as any initializer would, they start 28 times smaller in the encoder and
-    5 times smaller in the decoder; the class then reaches the decoder sooner through z than through c, and a random z
-    decodes to a random digit whatever c asks for.
 
-    Source: He et al., "Delving Deep into Rectifiers", 2015, equation 10: a variance of 2 / fan-in.
+def _strengthen_label_rows(kernel, num_classes):
+    """Scale a kernel's last `num_classes` rows, which take a one-hot label, from the kernel's fan-in to a fan-in of 1.
+
+    Of these rows one is in use at a time, so that is their fan-in. Left as they are they would be 28 times smaller in
+    the encoder and 5 times smaller in the decoder; the class would then reach the decoder sooner through z than through
+    c, and a random z decode to a random digit whatever c asks for.
     """
-
-    def __init__(self, num_classes):
-        self.num_classes = num_classes
-
-    def __call__(self, shape, dtype=None, **kwargs):
-        rows, units = shape
-        inputs = tf.keras.initializers.HeUniform()((rows - self.num_classes, units), dtype)
-        labels = tf.keras.initializers.HeUniform()((1, self.num_classes * units), dtype)
-        return tf.concat([inputs, tf.reshape(labels, (self.num_classes, units))], axis=0)
-
-    def get_config(self):
-        return {"num_classes": self.num_classes}
+    rows = kernel.shape[0]
+    scale = [[1.0]] * (rows - num_classes) + [[math.sqrt(rows)]] * num_classes
+    kernel.assign(kernel * tf.constant(scale, kernel.dtype))
 
 
 def _as_float(tensor, name, shape, dtype=tf.float32):

@@ -1,5 +1,12 @@
-"""The maths of vae.py: each formula against an independent one, and what the models do with images and labels."""
+"""The maths of vae.py: each formula against an independent one; and the models, with images, labels and Keras."""
 
+import argparse
+import copy
+import pathlib
+import subprocess
+import sys
+
+import assignment
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -171,21 +178,32 @@ def test_parts_can_be_called_from_outside():
     assert cvae.encoder(np.zeros((3, 794), "float32")).shape == (3, cvae.hidden_dim)
 
 
-def cvae_past_its_start():
-    """A CVAE whose posterior depends on its input, as it does after a step of training."""
-    model = CVAE(784)
-    for layer in (model.mu_layer, model.logvar_layer):
-        layer.kernel.assign(RNG.normal(scale=0.05, size=layer.kernel.shape))
-    return model
-
-
-def test_posterior_starts_as_the_prior():
+def test_posterior_starts_beside_the_prior():
     for outputs in (VAE(784)(IMAGES), CVAE(784)(IMAGES, LABELS)):
-        assert kl_divergence(*outputs[1:]).numpy() == 0
+        assert 0 < kl_divergence(*outputs[1:]).numpy() / len(IMAGES) < 1
+
+
+def test_a_new_model_listens_to_the_image_and_to_the_label():
+    x = np.repeat(IMAGES[:1], 10, axis=0)
+    for posteriors in (VAE(784)(IMAGES)[1:], CVAE(784)(IMAGES, LABELS[[0] * 6])[1:], CVAE(784)(x, np.eye(10))[1:]):
+        for parameter in posteriors:
+            distances = np.abs(parameter[:, tf.newaxis] - parameter[tf.newaxis]).max(axis=2)
+            assert np.all(distances[~np.eye(len(distances), dtype=bool)] > 1e-5)
+
+
+def test_mu_and_logvar_start_apart():
+    for model in (VAE(784), CVAE(784)):
+        assert not np.array_equal(model.mu_layer.kernel.numpy(), model.logvar_layer.kernel.numpy())
+
+
+def test_pixels_start_as_dark_as_those_of_mnist():
+    images = VAE(784).decoder(np.zeros((3, 15), "float32"))
+    mean = assignment.read_mnist("test")[0].mean() / 255
+    np.testing.assert_allclose(images, mean, atol=0.02)
 
 
 def test_posterior_is_the_encoders_and_the_image_the_decoders():
-    model = cvae_past_its_start()
+    model = CVAE(784)
     x, c = IMAGES.astype("float32"), LABELS.astype("float32")
     hidden = model.encoder(np.concatenate([x.reshape(6, 784), c], axis=1))
     tf.keras.utils.set_random_seed(1)
@@ -198,7 +216,7 @@ def test_posterior_is_the_encoders_and_the_image_the_decoders():
 
 
 def test_label_reaches_both_encoder_and_decoder():
-    model = cvae_past_its_start()
+    model = CVAE(784)
     x = np.repeat(IMAGES[:1], 10, axis=0)
     _, mu, logvar = model(x, np.eye(10))
     pictures = model.decoder(np.concatenate([np.zeros((10, 15)), np.eye(10)], axis=1).astype("float32"))
@@ -206,11 +224,12 @@ def test_label_reaches_both_encoder_and_decoder():
         assert len(np.unique(by_class.numpy().reshape(10, -1).round(5), axis=0)) == 10
 
 
-def test_label_rows_start_as_strong_as_all_other_inputs_together():
+def test_label_rows_start_as_strong_as_all_inputs_together():
     model = CVAE(784)
     for kernel in (model.encoder.trainable_variables[0].numpy(), model.decoder.trainable_variables[0].numpy()):
         inputs, label = kernel[:-10], kernel[-10:]
-        np.testing.assert_allclose(label.std(), inputs.std() * np.sqrt(len(inputs)), rtol=0.1)
+        np.testing.assert_allclose(inputs.std(), np.sqrt(2 / len(kernel)), rtol=0.05)
+        np.testing.assert_allclose(label.std(), np.sqrt(2), rtol=0.05)
         assert len(np.unique(label, axis=0)) == 10
 
 
@@ -239,3 +258,152 @@ def test_images_of_another_shape_are_refused(shape):
 def test_labels_of_another_width_are_refused():
     with pytest.raises(ValueError, match=r"c must have the shape \(N, 10\); got \(6, 9\)"):
         CVAE(784)(IMAGES, LABELS[:, :9])
+
+
+# Keras's own tools
+
+# The Keras of TensorFlow 2.12 writes a whole subclassed model in one format only, a folder.
+WHOLE_MODEL = "model" if tf.__version__.startswith("2.12.") else "model.keras"
+
+
+def inputs_of(model):
+    return (IMAGES, LABELS) if isinstance(model, CVAE) else (IMAGES,)
+
+
+def assert_same_weights(model, other):
+    assert len(model.get_weights()) == len(other.get_weights()) > 0
+    for ours, theirs in zip(model.get_weights(), other.get_weights()):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def train(model, epochs=1):
+    """The losses of some epochs of `train_vae` on a batch of six."""
+    args = argparse.Namespace(learning_rate=1e-3, num_epochs=100)
+    loader = [(IMAGES, LABELS.argmax(axis=1))]
+    return [assignment.train_vae(model, loader, args, isinstance(model, CVAE)) for _ in range(epochs)]
+
+
+def new_model(make):
+    return make(16, num_classes=3, latent_size=2) if make is CVAE else make(16, latent_size=2)
+
+
+@pytest.mark.parametrize("make", [VAE, CVAE])
+def test_config_carries_the_constructors_arguments(make):
+    config = new_model(make).get_config()
+    assert config == {"input_size": 16, "latent_size": 2} | ({"num_classes": 3} if make is CVAE else {})
+    again = make.from_config(config)
+    assert again.get_config() == config
+    assert [v.shape for v in again.trainable_variables] == [v.shape for v in new_model(make).trainable_variables]
+
+
+@pytest.mark.parametrize("epochs", [0, 2], ids=["new", "trained"])
+@pytest.mark.parametrize("make", [VAE, CVAE])
+def test_a_saved_model_is_loaded_by_whoever_imports_vae_and_trains_on(make, epochs, tmp_path):
+    model = make(784)
+    train(model, epochs)
+    if WHOLE_MODEL == "model":
+        model(*inputs_of(model))  # Keras 2 saves what it has seen
+    model.save(tmp_path / WHOLE_MODEL)
+    loaded = tf.keras.models.load_model(tmp_path / WHOLE_MODEL)
+    assert type(loaded) is make
+    assert_same_weights(loaded, model)
+    losses = train(loaded, 8)
+    assert losses[-1] < losses[0]
+
+    program = (
+        "import sys, numpy, vae, tensorflow as tf; folder = sys.argv[1];"
+        f"model = tf.keras.models.load_model(folder + '/{WHOLE_MODEL}');"
+        "numpy.savez(folder + '/weights.npz', *model.get_weights())"
+    )
+    folder = pathlib.Path(assignment.__file__).parent
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=folder, check=True, capture_output=True)
+    with np.load(tmp_path / "weights.npz") as arrays:
+        for ours, theirs in zip(model.get_weights(), arrays.values()):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_decoders_are_loaded_without_vae(tmp_path):
+    models = [VAE(784), CVAE(784)]
+    for i, model in enumerate(models):
+        train(model)
+        model.decoder.save(tmp_path / f"{i}.keras")
+    program = """if True:
+        import sys, numpy, tensorflow as tf
+        assert "vae" not in sys.modules
+        for i, size in enumerate((15, 25)):
+            images = tf.keras.models.load_model(f"{sys.argv[1]}/{i}.keras")(tf.ones((2, size)))
+            numpy.save(f"{sys.argv[1]}/{i}.npy", images)
+    """
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd="/", check=True, capture_output=True)
+    for i, (model, size) in enumerate(zip(models, (15, 25))):
+        np.testing.assert_allclose(np.load(tmp_path / f"{i}.npy"), model.decoder(tf.ones((2, size))), rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [VAE, CVAE])
+def test_a_trained_model_is_copied_with_its_weights(make):
+    model = make(784)
+    train(model, 2)
+    copied = copy.deepcopy(model)
+    assert_same_weights(copied, model)
+    before = model.get_weights()
+    losses = train(copied, 8)
+    assert losses[-1] < losses[0]
+    for ours, then in zip(model.get_weights(), before):
+        np.testing.assert_array_equal(ours, then)
+
+
+def test_a_subclass_may_add_layers_of_its_own():
+    class Classifier(VAE):
+        def __init__(self):
+            super().__init__(784)
+            self.head = tf.keras.layers.Dense(10)
+
+        def call(self, x):
+            return self.head(super().call(x)[1])
+
+    model = Classifier()
+    assert model(IMAGES).shape == (6, 10)
+    assert len(model.trainable_variables) == len(VAE(784).trainable_variables) + 2
+
+
+@pytest.fixture(params=["mixed_float16", "mixed_bfloat16", "float64"])
+def policy(request):
+    tf.keras.mixed_precision.set_global_policy(request.param)
+    yield request.param
+    tf.keras.mixed_precision.set_global_policy("float32")
+
+
+@pytest.mark.parametrize("make", [VAE, CVAE])
+def test_dtype_policies(make, policy):
+    model = make(784)
+    assert all(output.dtype == "float32" for output in model(*inputs_of(model)))
+    assert model.encoder(np.zeros((1, 1, 28, 28) if make is VAE else (1, 794))).dtype == policy.removeprefix("mixed_")
+    losses = train(model, 8)
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("make", [VAE, CVAE])
+@pytest.mark.parametrize("part", ["encoder", "mu_layer", "logvar_layer", "decoder"])
+def test_a_frozen_part_holds_still_and_the_others_move(make, part):
+    model = make(784)
+
+    def moved():
+        """Which of the four parts an epoch moves."""
+        parts = {name: getattr(model, name) for name in ("encoder", "mu_layer", "logvar_layer", "decoder")}
+        before = {name: layer.get_weights() for name, layer in parts.items()}
+        train(model)
+        return {
+            name
+            for name, layer in parts.items()
+            if not all(np.array_equal(ours, then) for ours, then in zip(layer.get_weights(), before[name]))
+        }
+
+    everything = {"encoder", "mu_layer", "logvar_layer", "decoder"}
+    getattr(model, part).trainable = False
+    assert moved() == everything - {part}
+    getattr(model, part).trainable = True
+    assert moved() == everything
+    getattr(model, part).trainable = False
+    assert moved() == everything - {part}
+    model.trainable = False
+    assert moved() == set()
