@@ -2,50 +2,29 @@
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import io
+import logging
 import math
 import operator
 import os
 import pathlib
-import signal
 import sys
 import tempfile
-import threading
 
+if __name__ == "__main__":
+    with contextlib.suppress(ModuleNotFoundError):  # the handout's two files may be alone in an autograder's folder
+        import console
 
-@contextlib.contextmanager
-def _quiet_stderr():
-    """Keep start-up notes off the screen; TensorFlow writes some of them before it reads its own log level."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with open(os.devnull, "wb") as sink:
-        os.dup2(sink.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        console.start()
 
+import numpy as np
+import tensorflow as tf
+from matplotlib.figure import Figure
+from vae import CVAE, VAE, kl_divergence, loss_function
 
-def _exit_interrupted(message):
-    """Leave as a program that Ctrl-C ended, with one line."""
-    print(f"\n{message}", file=sys.stderr)
-    sys.exit(130)
-
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-try:
-    with _quiet_stderr():
-        import numpy as np
-        import tensorflow as tf
-        from matplotlib.figure import Figure
-        from vae import CVAE, VAE, bce_function, kl_divergence, loss_function
-except KeyboardInterrupt:  # these imports take seconds: time enough to think again
-    if pathlib.Path(sys.argv[0]).resolve().parent != pathlib.Path(__file__).resolve().parent:
-        raise  # in a program of somebody else's
-    _exit_interrupted("interrupted: nothing was begun")
-
+LOG = logging.getLogger("assignment")  # console.py listens to it
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OUTPUTS = ROOT / "outputs"
 MNIST = ROOT / "data" / "mnist.npz"
@@ -106,14 +85,14 @@ def number(kind, low, high=math.inf):
     """An argparse type: an int or a float from `low` to `high`, finite."""
 
     def parse(text):
-        bounds = f"{low} or more" if high == math.inf else f"{low}" if low == high else f"{low} to {high}"
-        expected = f"takes {'a whole number' if kind is int else 'a number'}, {bounds}"
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not (low <= value <= high and math.isfinite(value)):
-            raise argparse.ArgumentTypeError(f"{expected}; got {text!r}")
+        if not (low <= value <= high and value < math.inf):
+            bounds = f"{low} or more" if high == math.inf else f"{low}" if low == high else f"{low} to {high}"
+            kinds = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"takes {kinds}, {bounds}; got {text!r}")
         return value
 
     return parse
@@ -123,13 +102,13 @@ def one_hot(labels, class_size):
     """One-hot vectors of `labels`.
 
     Args:
-        labels: (N,), any integer dtype, an array or a tensor, values from 0 to `class_size` - 1.
+        labels: (N,) or (N, 1), any integer dtype, an array or a tensor, values from 0 to `class_size` - 1.
         class_size: the width of the vectors, C.
 
     Returns:
         A float32 tensor (N, C).
     """
-    return tf.one_hot(tf.cast(labels, tf.int64), class_size)
+    return tf.one_hot(tf.reshape(tf.cast(labels, tf.int64), (-1,)), class_size)
 
 
 def read_mnist(split):
@@ -207,7 +186,7 @@ def scheduled_rate(learning_rate, progress, step_size):
 def train_vae(model, train_loader, args, is_cvae=False):
     """Train `model` for one epoch.
 
-    The compiled step and the optimizer stay with the model, so the next call goes on where this one ends.
+    What the next epoch needs of this one, `Training`, stays with the model.
 
     Args:
         model: a VAE, or a CVAE if `is_cvae`.
@@ -219,84 +198,167 @@ def train_vae(model, train_loader, args, is_cvae=False):
         The sum over the loader's batches of `loss_function`, a float.
 
     Raises:
-        ValueError: the loss is no longer finite, or the images or labels do not fit the model.
+        ValueError: `is_cvae` is not what the model is; the learning rate is out of range; the loader gives no batch, or
+            one that does not fit, and then the weights are as they were before that batch; or the loss is no longer
+            finite, and then the weights are those of the last step whose loss was.
     """
-    epochs_trained = getattr(model, "epochs_trained", 0)
+    if bool(is_cvae) != hasattr(model, "num_classes"):
+        raise ValueError(f"is_cvae is {is_cvae}, but the model is a {type(model).__name__}: pass is_cvae={not is_cvae}")
+    if not 0 < args.learning_rate < 1e30:
+        raise ValueError(f"learning_rate must be above 0, and far below 1e30; got {args.learning_rate}")
+    if not hasattr(model, "training_state"):
+        model.training_state = Training(model)
+    training = model.training_state
+    step = training.step()
     kl_weight = getattr(args, "kl_weight", KL_WEIGHT if is_cvae else 1.0)
     num_batches = operator.length_hint(train_loader)  # 0 if the loader cannot tell
     bar = tf.keras.utils.Progbar(num_batches or None, verbose=1 if sys.stdout.isatty() else 0)
-    total = 0.0
-    for i, (images, labels) in enumerate(train_loader, start=1):
-        batch = [tf.cast(images, tf.float32)] + ([tf.cast(labels, tf.int64)] if is_cvae else [])
-        if not hasattr(model, "training_step"):
-            model.training_step = _compile_step(model, batch)
-        progress = (epochs_trained + (i / num_batches if num_batches else 0.5)) / max(args.num_epochs, 1)
-        objective = (kl_weight if progress < KL_WEIGHT_UNTIL else 1.0, PRIOR_SCALE if is_cvae else 1.0)
+    total, i = 0.0, 0
+    for i, batch in enumerate(train_loader, start=1):
+        batch = check_batch(batch, model)
+        size = len(batch[0])
+        progress = (training.epochs + (i / num_batches if num_batches else 0.5)) / max(args.num_epochs, 1)
         loss = 0.0
-        for start in range(0, len(images), STEP_SIZE):
-            step_size = min(STEP_SIZE, len(images) - start)
+        for start in range(0, size, STEP_SIZE):
+            step_size = min(STEP_SIZE, size - start)
             rate = scheduled_rate(args.learning_rate, progress, step_size)
-            loss += float(model.training_step(batch, start, rate, *objective)) * step_size / len(images)
+            loss += float(step(batch, start, rate, kl_weight)) * step_size / size
         if not math.isfinite(loss):
             raise ValueError(
-                f"the loss is {loss} in epoch {epochs_trained + 1} at learning rate {args.learning_rate}: "
+                f"the loss is {loss} in epoch {training.epochs + 1} at learning rate {args.learning_rate}: "
                 "try a smaller --learning_rate"
             )
         total += loss
         bar.update(i, [("loss", loss)])
-    model.epochs_trained = epochs_trained + 1
+    if i == 0:
+        raise ValueError("the loader gave no batch: is it empty, or an iterator that an epoch before has used up?")
+    training.epochs += 1
     return total
 
 
-def training_objective(x_hat, x, mu, logvar, kl_weight, prior_scale):
-    """What a training step minimises: `loss_function`, with another weight on the KL term and a wider prior.
+def check_batch(batch, model):
+    """A batch of somebody's loader, as the compiled step takes it.
 
     Args:
-        x_hat, x, mu, logvar: as in `loss_function`, which this is if `kl_weight` and `prior_scale` are 1.
-        kl_weight: lambda, the weight of the KL divergence.
-        prior_scale: s, where the prior is N(0, s² I).
+        batch: a pair of images and labels, arrays or tensors.
+        model: the VAE or CVAE that it is for.
 
     Returns:
-        A scalar of the dtype of `x_hat`, per image.
+        A list: images (N, 1, H, W), float32, and for a CVAE labels (N,), int64.
+
+    Raises:
+        ValueError: the images or the labels have another shape, or values that they cannot have.
     """
-    # KL(N(mu, sigma²) || N(0, s²)) is KL(N(mu / s, sigma² / s²) || N(0, 1)): both densities measured in units of s.
-    kl = kl_divergence(mu / prior_scale, logvar - 2 * tf.math.log(prior_scale))
-    return (bce_function(x_hat, x) + kl_weight * kl) / tf.cast(tf.shape(x_hat)[0], x_hat.dtype)
+    if len(batch) != 2:
+        raise ValueError(f"the loader must give pairs of images and labels; got {len(batch)} parts")
+    images, labels = batch
+    images = tf.cast(images, tf.float32)
+    side = math.isqrt(model.input_size)
+    if images.shape[1:] != (1, side, side) or not len(images):
+        raise ValueError(f"images must have the shape (N, 1, {side}, {side}); got {tuple(images.shape)}")
+    low, high = np.min(images), np.max(images)
+    if not (low >= 0 and high <= 1):  # NaN is neither
+        raise ValueError(f"images must have values in [0, 1], as a division by 255 gives; got {low:g} to {high:g}")
+    if not hasattr(model, "num_classes"):
+        return [images]
+    labels = np.asarray(labels)
+    if labels.shape not in [(len(images),), (len(images), 1)]:
+        raise ValueError(f"labels must be digits, ({len(images)},) for as many images; got the shape {labels.shape}")
+    if not np.isin(labels, np.arange(model.num_classes)).all():
+        values = np.unique(labels)
+        highest = model.num_classes - 1
+        raise ValueError(f"labels must be whole numbers from 0 to {highest}; got {values[0]} to {values[-1]}")
+    return [images, labels.reshape(-1).astype(np.int64)]
 
 
-def _compile_step(model, batch):
-    """A compiled step of Adam; it returns `loss_function`, whatever the KL term weighs.
+class Training:
+    """What `train_vae` keeps of a model from one epoch to the next: the epochs done, Adam's state, compiled steps."""
 
-    It takes a batch like `batch`, images (float32) and for a CVAE labels (int64), and `start`: of that batch the images
-    from there on are used, STEP_SIZE at the most.
+    def __init__(self, model):
+        self.model = model
+        self.epochs = 0
+        self.adam_steps = tf.Variable(0.0, trainable=False)
+        self.moments = {}  # a pair for each variable that was ever trained
+        self.compiled = {}  # a step for each set of variables that was ever trainable
+
+    def step(self):
+        """The compiled step for the variables that are trainable now; see `compile_step`."""
+        variables = self.model.trainable_variables
+        key = tuple(map(id, variables))
+        if key not in self.compiled:
+            for variable in variables:
+                zeros = tf.zeros(variable.shape, variable.dtype)
+                self.moments.setdefault(id(variable), [tf.Variable(zeros, trainable=False) for _ in range(2)])
+            moments = [self.moments[name] for name in key]
+            self.compiled[key] = compile_step(self.model, variables, moments, self.adam_steps)
+        return self.compiled[key]
+
+
+def compile_step(model, variables, moments, adam_steps):
+    """A step of Adam as a compiled function.
+
+    Args:
+        model: a VAE or a CVAE.
+        variables: those of its variables that are to move.
+        moments: Adam's two running means of each.
+        adam_steps: how many steps were taken, a variable.
+
+    Returns:
+        A function of a batch as `check_batch` gives it; of `start`, from where on STEP_SIZE of its images, or what is
+        left of them, are used; of the learning rate; and of the weight of the KL term. It gives `loss_function`,
+        whatever the KL term weighs; NaN, and leaves everything as it was, if the loss or a gradient is not finite.
     """
-    # Its update is one kernel a variable. That of Keras's Adam is a dozen passes over each, a tenth of an epoch at 128.
-    rate = tf.Variable(0.0, trainable=False)
-    optimizer = tf.compat.v1.train.AdamOptimizer(rate.read_value)
-    # One trace for batches of every size.
-    batch_spec = [tf.TensorSpec((None, *tensor.shape[1:]), tensor.dtype) for tensor in batch]
-    number = tf.TensorSpec(())
+    side = math.isqrt(model.input_size)
+    batch = [tf.TensorSpec((None, 1, side, side))]
+    if hasattr(model, "num_classes"):
+        batch += [tf.TensorSpec((None,), tf.int64)]
 
-    # Cutting the batch and encoding the labels in here saves a round trip through Python for each.
-    @tf.function(input_signature=[batch_spec, tf.TensorSpec((), tf.int32), number, number, number])
-    def step(batch, start, learning_rate, kl_weight, prior_scale):
+    # One trace for batches of every size. Cutting the batch and encoding the labels in here saves a round trip through
+    # Python for each.
+    @tf.function(input_signature=[batch, tf.TensorSpec((), tf.int32), tf.TensorSpec(()), tf.TensorSpec(())])
+    def step(batch, start, learning_rate, kl_weight):
         x, *labels = [tensor[start : start + STEP_SIZE] for tensor in batch]
         condition = [one_hot(digits, model.num_classes) for digits in labels]
         with tf.GradientTape() as tape:
             x_hat, mu, logvar = model(x, *condition)
-            objective = training_objective(x_hat, x, mu, logvar, kl_weight, prior_scale)
-        variables = tape.watched_variables()
-        gradients = tape.gradient(objective, variables)
-        rate.assign(learning_rate)
-        # An update that runs beside the products of other gradients takes their caches. Waiting saves 2 to 10% of
-        # an epoch at 128, by machine, and costs 1 to 2% of one at 1024.
-        with tf.control_dependencies(gradients):
-            optimizer.apply_gradients([(tf.identity(gradient), v) for gradient, v in zip(gradients, variables)])
-        return loss_function(x_hat, x, mu, logvar)
+            loss = loss_function(x_hat, x, mu, logvar)
+            kl = kl_divergence(mu, logvar) / tf.cast(tf.shape(x)[0], tf.float32)
+            objective = loss + (kl_weight - 1) * kl
+        gradients = tape.gradient(objective, variables, unconnected_gradients="zero")
+        finite = tf.reduce_all([tf.math.is_finite(tf.reduce_sum(tensor)) for tensor in [objective, *gradients]])
+        if finite:
+            adam_steps.assign_add(1.0)
+            for variable, means, gradient in zip(variables, moments, gradients):
+                adam_update(variable, *means, gradient, learning_rate, adam_steps)
+        return tf.where(finite, loss, math.nan)
 
-    concrete = step.get_concrete_function()  # a call of it checks the arguments once, a call of `step` three times
-    concrete.function = step  # keeps the optimizer's variables alive
-    return concrete
+    return step.get_concrete_function()  # a call of it checks the arguments once, a call of `step` three times
+
+
+def adam_update(variable, m, v, gradient, learning_rate, step):
+    """Adam's update of a variable and of its two moments, in place (Kingma and Ba, "Adam", 2015, algorithm 1).
+
+    It is one kernel. Keras's Adam makes a dozen passes over each variable: a fifth more of an epoch in steps of 1024
+    images, two fifths in steps of 128.
+    """
+    cast = functools.partial(tf.cast, dtype=gradient.dtype)
+    tf.raw_ops.ResourceApplyAdam(
+        var=variable.handle,
+        m=m.handle,
+        v=v.handle,
+        beta1_power=cast(0.9**step),
+        beta2_power=cast(0.999**step),
+        lr=cast(learning_rate),
+        beta1=cast(0.9),
+        beta2=cast(0.999),
+        epsilon=cast(1e-7),
+        grad=gradient,
+    )
+
+
+def weights_path(network):
+    """Where the weights of a Keras network are kept: outputs/model_ckpts/NAME.weights.h5."""
+    return OUTPUTS / "model_ckpts" / f"{network.name}.weights.h5"
 
 
 def check_room(folder, network):
@@ -310,7 +372,7 @@ def check_room(folder, network):
 
 
 @contextlib.contextmanager
-def _whole_file(path):
+def whole_file(path):
     """A path beside `path` to write to; it is renamed over `path` once all is written, so no reader sees a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{os.getpid()}-{path.name}")
@@ -323,50 +385,20 @@ def _whole_file(path):
         part.unlink(missing_ok=True)
 
 
-def weights_path(name):
-    """Where the weights of a network are kept: outputs/model_ckpts/`name`.weights.h5."""
-    return OUTPUTS / "model_ckpts" / f"{name}.weights.h5"
-
-
-def _name(model):
-    return "cvae" if isinstance(model, CVAE) else "vae"
-
-
-def write_weights(network, name):
-    """Write the weights of any Keras network to `weights_path(name)`, whole or not at all; OSError if it cannot."""
-    path = weights_path(name)
-    check_room(path.parent, network)  # where the disk is full, HDF5 can crash the whole process
-    with _whole_file(path) as part:
-        network.save_weights(str(part))
-
-
-def read_weights(network, name, remedy):
-    """Read the weights that `write_weights` wrote.
-
-    Raises:
-        FileNotFoundError: there are none.
-        ValueError: the file is damaged or does not fit. Both messages end in `remedy`, what to do about it.
-    """
-    path = weights_path(name)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: {remedy}")
-    try:
-        network.load_weights(str(path))
-    except Exception as error:  # h5py and Keras raise a dozen kinds, by version and by what is wrong
-        raise ValueError(f"{path} is damaged, or of another model, latent size or TensorFlow: {remedy}") from error
-
-
-def save_model_weights(model, args):
-    """Write the model's weights to outputs/model_ckpts/, whole or not at all.
+def save_model_weights(model, args=None):
+    """Write a model's weights to outputs/model_ckpts/, whole or not at all.
 
     Args:
-        model: a VAE or a CVAE.
+        model: a VAE, a CVAE, or any Keras network; the name of the file is its `name`.
         args: not used; the stencil tells the two models apart by it.
 
     Raises:
         OSError: the file cannot be written.
     """
-    write_weights(model, _name(model))
+    path = weights_path(model)
+    check_room(path.parent, model)  # where the disk is full, HDF5 can crash the whole process
+    with whole_file(path) as part:
+        model.save_weights(str(part))
 
 
 def load_weights(model):
@@ -383,9 +415,19 @@ def load_weights(model):
         ValueError: the file is damaged, or of a model with another latent size.
     """
     flag = " --is_cvae" if isinstance(model, CVAE) else ""
-    latent = f"--latent_size {model.latent_size}"
-    read_weights(model, _name(model), f"train new ones with `python assignment.py{flag} {latent}`")
-    return model
+    return read_weights(model, f"train new ones with `python assignment.py{flag} --latent_size {model.latent_size}`")
+
+
+def read_weights(network, remedy):
+    """`load_weights` of any Keras network; its errors end in `remedy`, what to do about them."""
+    path = weights_path(network)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: {remedy}")
+    try:
+        network.load_weights(str(path))
+    except Exception as error:  # h5py and Keras raise a dozen kinds, by version and by what is wrong
+        raise ValueError(f"{path} is damaged, or of another model, latent size or TensorFlow: {remedy}") from error
+    return network
 
 
 def show_vae_images(model, latent_size):
@@ -399,7 +441,7 @@ def show_vae_images(model, latent_size):
         The path of the picture, outputs/show_vae_images.png.
     """
     samples = model.decoder(tf.random.normal((10, latent_size)))
-    return _save_grid("show_vae_images", samples, rows=1)
+    return save_grid("show_vae_images", samples, rows=1)
 
 
 def show_vae_interpolation(model, latent_size):
@@ -415,7 +457,7 @@ def show_vae_interpolation(model, latent_size):
     start, end = tf.random.normal((2, 12, 1, latent_size))
     weight = tf.reshape(tf.linspace(0.0, 1.0, 12), (1, 12, 1))
     z = (1 - weight) * start + weight * end
-    return _save_grid("show_vae_interpolation", model.decoder(tf.reshape(z, (-1, latent_size))), rows=12)
+    return save_grid("show_vae_interpolation", model.decoder(tf.reshape(z, (-1, latent_size))), rows=12)
 
 
 def show_cvae_images(model, latent_size):
@@ -430,7 +472,7 @@ def show_cvae_images(model, latent_size):
     """
     digits = np.arange(model.num_classes)
     samples = generate_digits(model, np.repeat(digits, 10), latent_size)
-    return _save_grid("show_cvae_images", samples, rows=len(digits), row_labels=digits)
+    return save_grid("show_cvae_images", samples, rows=len(digits), row_labels=digits)
 
 
 def generate_digits(model, digits, latent_size):
@@ -439,7 +481,7 @@ def generate_digits(model, digits, latent_size):
     return model.decoder(tf.concat([z, one_hot(digits, model.num_classes)], axis=1))
 
 
-def _save_grid(name, images, rows, row_labels=()):
+def save_grid(name, images, rows, row_labels=()):
     """Draw images (N, 1, H, W) as one array in `rows` rows, three screen pixels a pixel; returns the PNG's path."""
     grid = tile_images(images, rows)
     height = len(grid) // rows
@@ -464,7 +506,7 @@ def tile_images(images, rows):
 def save_figure(name, figure):
     """Write a matplotlib figure to outputs/`name`.png, whole or not at all; returns the path."""
     path = OUTPUTS / f"{name}.png"
-    with _whole_file(path) as part:
+    with whole_file(path) as part:
         figure.savefig(part, format="png")
     return path
 
@@ -500,7 +542,6 @@ def main(args):
 
     Raises:
         ValueError, FileNotFoundError, OSError: as the functions above.
-        KeyboardInterrupt: training was interrupted; its message names the epoch that is saved.
     """
     if hasattr(args, "seed"):
         tf.keras.utils.set_random_seed(args.seed)
@@ -508,13 +549,21 @@ def main(args):
         model = CVAE(args.input_size, num_classes=NUM_CLASSES, latent_size=args.latent_size)
     else:
         model = VAE(args.input_size, latent_size=args.latent_size)
-    for folder in (OUTPUTS, weights_path(_name(model)).parent):
+    for folder in (OUTPUTS, weights_path(model).parent):
         check_room(folder, model)  # now, not after ten epochs
     written = []
     if args.load_weights:
         load_weights(model)
     elif args.num_epochs:
-        written += [save_loss_curve(_train(model, args), args.is_cvae), weights_path(_name(model))]
+        train_loader = load_mnist(args.batch_size, buffer_size=TRAIN_SIZE)
+        losses = []
+        LOG.info("no epoch was saved")
+        for epoch in range(1, args.num_epochs + 1):
+            losses.append(train_vae(model, train_loader, args, is_cvae=args.is_cvae) / len(train_loader))
+            save_model_weights(model, args)
+            LOG.info("epoch %d is saved in %s", epoch, weights_path(model))
+            print(f"Train Epoch: {epoch} \tLoss: {losses[-1]:.6f}", flush=True)
+        written += [save_loss_curve(losses, args.is_cvae), weights_path(model)]
     if args.is_cvae:
         written += [show_cvae_images(model, args.latent_size)]
     else:
@@ -522,72 +571,5 @@ def main(args):
     print("Wrote:", *written, sep="\n  ")
 
 
-class _Interruptible:
-    """A loader whose `with` block keeps Ctrl-C for the next batch, or for its end, and raises KeyboardInterrupt there.
-
-    Raised anywhere, as Python does it, that can meet TensorFlow in C++, damage its memory and crash the process.
-    """
-
-    def __init__(self, loader):
-        self.loader = loader
-        self.pressed = False
-
-    def __len__(self):
-        return len(self.loader)
-
-    def __iter__(self):
-        for batch in self.loader:
-            self._heed()
-            yield batch
-
-    def __enter__(self):
-        self.is_heard = (
-            threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        )
-        if self.is_heard:  # in the background Ctrl-C is ignored, and a program that imports this may use it otherwise
-            signal.signal(signal.SIGINT, self._press)
-        return self
-
-    def __exit__(self, error, *_):
-        if self.is_heard:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        if error is None:
-            self._heed()
-
-    def _press(self, *_):
-        self.pressed = True
-
-    def _heed(self):
-        if self.pressed:
-            raise KeyboardInterrupt
-
-
-def _train(model, args):
-    """Train for `args.num_epochs`, saving the weights after each; returns the mean loss of each."""
-    loader = load_mnist(args.batch_size, buffer_size=TRAIN_SIZE)
-    losses = []
-    try:
-        with _Interruptible(loader) as train_loader:
-            for epoch in range(1, args.num_epochs + 1):
-                losses.append(train_vae(model, train_loader, args, is_cvae=args.is_cvae) / len(train_loader))
-                save_model_weights(model, args)
-                print(f"Train Epoch: {epoch} \tLoss: {losses[-1]:.6f}", flush=True)
-    except KeyboardInterrupt:
-        kept = f"epoch {len(losses)} is saved in {weights_path(_name(model))}" if losses else "no epoch was saved"
-        raise KeyboardInterrupt(f"interrupted: {kept}") from None
-    return losses
-
-
-def run_command(command):
-    """Run `command()`; an error or an interrupt ends the program in one line on stderr, without a traceback."""
-    try:
-        command()
-    except KeyboardInterrupt as interrupt:
-        _exit_interrupted(str(interrupt) or "interrupted")
-    except (ValueError, OSError) as error:
-        sys.exit(" ".join(f"error: {error}".split()))
-
-
 if __name__ == "__main__":
-    run_command(lambda: main(parseArguments()))
+    main(parseArguments())

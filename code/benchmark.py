@@ -10,6 +10,12 @@ import sys
 import tempfile
 import time
 
+if __name__ == "__main__":
+    import console
+
+    console.start()
+
+import tensorflow as tf
 from assignment import (
     INPUT_SIZE,
     NUM_CLASSES,
@@ -19,8 +25,6 @@ from assignment import (
     load_mnist,
     one_hot,
     read_mnist,
-    run_command,
-    tf,
     train_vae,
 )
 from vae import CVAE, loss_function
@@ -208,4 +212,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_command(main)
+    main()

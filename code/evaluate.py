@@ -6,27 +6,31 @@ The exit status is 0 only if the handout's three bars hold.
 import argparse
 import sys
 
+if __name__ == "__main__":
+    import console
+
+    console.start()
+
+import numpy as np
+import tensorflow as tf
 from assignment import (
     HANDOUT_LOSS,
     INPUT_SIZE,
     NUM_CLASSES,
-    Figure,
     Parser,
     check_room,
     generate_digits,
     load_weights,
-    np,
     number,
     one_hot,
     read_mnist,
     read_weights,
-    run_command,
     save_figure,
-    tf,
+    save_model_weights,
     tile_images,
     weights_path,
-    write_weights,
 )
+from matplotlib.figure import Figure
 from vae import CVAE, VAE, bce_function, kl_divergence
 
 HANDOUT_ACCURACY = 0.9  # of the samples, the classifier has to read more than this share as the digit asked for
@@ -64,13 +68,13 @@ def load_classifier():
             layers.Dense(128, activation="relu"),
             layers.Dropout(0.3),
             layers.Dense(NUM_CLASSES),
-        ]
+        ],
+        name="classifier",
     )
     classifier.build((None, 28, 28))
-    if weights_path("classifier").exists():
-        read_weights(classifier, "classifier", "delete it, and the next run trains another")
-        return classifier
-    check_room(weights_path("classifier").parent, classifier)
+    if weights_path(classifier).exists():
+        return read_weights(classifier, "delete it, and the next run trains another")
+    check_room(weights_path(classifier).parent, classifier)  # now, not after a minute of training
     print("Training the classifier, once:", flush=True)
     images, labels = read_mnist("train")
     epochs, batch_size = 6, 128
@@ -82,7 +86,7 @@ def load_classifier():
     )
     verbose = "auto" if sys.stdout.isatty() else 2
     classifier.fit(images / np.float32(255), labels, batch_size=batch_size, epochs=epochs, verbose=verbose)
-    write_weights(classifier, "classifier")
+    save_model_weights(classifier)
     return classifier
 
 
@@ -200,4 +204,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_command(main)
+    main()

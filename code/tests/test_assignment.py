@@ -1,8 +1,8 @@
 """assignment.py as its users meet it: the data, the training loop, weights, pictures and bad input."""
 
 import argparse
+import re
 import shutil
-import signal
 import sys
 
 import assignment
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from matplotlib.image import imread
-from vae import CVAE, VAE, loss_function
+from vae import CVAE, VAE, kl_divergence, loss_function
 
 RNG = np.random.default_rng(0)
 ENTRIES = 48  # images in the small loader
@@ -77,6 +77,15 @@ def test_loader_gives_every_image_once_an_epoch_in_a_fresh_order():
     assert not np.array_equal(orders[0], images.reshape(60_000, -1).sum(axis=1))
 
 
+def test_the_shuffle_draws_from_a_buffer_of_the_size_asked_for():
+    images, labels = assignment.read_mnist("train")
+    x, y = next(iter(assignment.load_mnist(100, buffer_size=1)))
+    np.testing.assert_allclose(x[:, 0], images[:100] / 255, atol=1e-6)
+    np.testing.assert_array_equal(y, labels[:100])
+    _, y = next(iter(assignment.load_mnist(100, buffer_size=300)))
+    assert not np.array_equal(y, labels[:100])
+
+
 def test_loader_refuses_sizes_below_1():
     with pytest.raises(ValueError, match=r"batch_size .* 0"):
         assignment.load_mnist(0)
@@ -111,10 +120,11 @@ def test_without_the_data_file_keras_downloads_it(tmp_path, monkeypatch):
         assignment.load_mnist(10)
 
 
+@pytest.mark.parametrize("shape", [(2,), (2, 1)])
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "int64"])
 @pytest.mark.parametrize("wrap", [np.asarray, tf.constant], ids=["array", "tensor"])
-def test_one_hot(dtype, wrap):
-    vectors = assignment.one_hot(wrap(np.array([2, 0], dtype)), 3)
+def test_one_hot(shape, dtype, wrap):
+    vectors = assignment.one_hot(wrap(np.array([2, 0], dtype).reshape(shape)), 3)
     assert vectors.dtype == "float32"
     np.testing.assert_array_equal(vectors, [[0, 0, 1], [1, 0, 0]])
 
@@ -157,6 +167,30 @@ def test_a_batch_larger_than_an_optimizer_step_counts_as_one_batch(monkeypatch):
     np.testing.assert_allclose(assignment.train_vae(parted, loader, settings(learning_rate=1e-30)), loss, rtol=0.05)
 
 
+def test_adam_moves_a_variable_as_its_paper_says():
+    value, m, v = np.full(3, 0.5), np.zeros(3), np.zeros(3)
+    variables = [tf.Variable(value), tf.Variable(m), tf.Variable(v)]
+    for step in range(1, 6):
+        gradient = RNG.normal(size=3) * [1, 100, 0.1]
+        assignment.adam_update(*variables, tf.constant(gradient), tf.constant(0.01), tf.constant(step, tf.float32))
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        value = value - 0.01 * (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-7)
+        np.testing.assert_allclose(variables[0], value, rtol=1e-3)
+
+
+def test_the_kl_term_weighs_kl_weight_in_a_cvae_and_1_in_a_vae():
+    def weights_after(make, **changed):
+        tf.keras.utils.set_random_seed(4)
+        model = make(784)
+        assignment.train_vae(model, small_loader(), settings(**changed), is_cvae=make is CVAE)
+        return weights_of(model)
+
+    assert assignment.KL_WEIGHT > 1
+    assert same(weights_after(CVAE), weights_after(CVAE, kl_weight=assignment.KL_WEIGHT))
+    assert not same(weights_after(CVAE), weights_after(CVAE, kl_weight=1.0))
+    assert same(weights_after(VAE), weights_after(VAE, kl_weight=1.0))
+
+
 def test_models_trained_in_turn_do_not_disturb_each_other():
     first, second = VAE(784), CVAE(784)
     assignment.train_vae(first, small_loader(), settings())
@@ -166,16 +200,6 @@ def test_models_trained_in_turn_do_not_disturb_each_other():
     before = weights_of(second)
     assignment.train_vae(first, small_loader(), settings())
     assert same(weights_of(second), before)
-
-
-def test_objective_is_the_loss_unless_told_otherwise():
-    x, x_hat = RNG.random((2, 6, 1, 28, 28))
-    mu, logvar = RNG.normal(size=(2, 6, 15))
-    plain = assignment.training_objective(x_hat, x, mu, logvar, np.float64(1), np.float64(1))
-    np.testing.assert_allclose(plain, loss_function(x_hat, x, mu, logvar), rtol=1e-12)
-    prior = np.full((6, 15), 1.3), np.full((6, 15), 2 * np.log(1.3))  # N(0, 1.3²), moved by 1.3
-    kl = [assignment.training_objective(x_hat, x, *prior, np.float64(k), np.float64(1.3)) for k in (0, 2)]
-    np.testing.assert_allclose(kl[1] - kl[0], 2 * 15 * 0.5, rtol=1e-9)  # half a squared step of one deviation
 
 
 def test_the_optimizer_goes_on_where_the_last_epoch_ended():
@@ -221,27 +245,107 @@ def test_kl_weight_trades_information_in_z_for_the_reconstruction():
         for _ in range(20):
             assignment.train_vae(model, small_loader(), args)
         x = small_loader(ENTRIES)[0][0]
-        return float(assignment.kl_divergence(*model(x)[1:]))
+        return float(kl_divergence(*model(x)[1:]))
 
     assert kl_after(20.0) < kl_after(1.0) / 2
 
 
-@pytest.mark.parametrize("is_cvae", [False, True])
-def test_a_loss_that_is_not_finite_ends_training(is_cvae):
-    loader = [(np.full((4, 1, 28, 28), np.nan), np.arange(4))]
-    with pytest.raises(ValueError, match=r"loss is nan in epoch 1 at learning rate 0.001"):
-        assignment.train_vae((CVAE if is_cvae else VAE)(784), loader, settings(), is_cvae)
+@pytest.mark.parametrize("learning_rate", [1e2, 1e6, 1e29])
+@pytest.mark.parametrize("is_cvae", [False, True], ids=["VAE", "CVAE"])
+def test_a_loss_that_is_not_finite_blames_the_learning_rate_and_leaves_finite_weights(is_cvae, learning_rate):
+    model = (CVAE if is_cvae else VAE)(784)
+    args = settings(learning_rate=learning_rate)
+    with pytest.raises(ValueError, match=r"loss is nan in epoch \d at learning rate .*smaller --learning_rate"):
+        for _ in range(3):
+            assignment.train_vae(model, small_loader(), args, is_cvae)
+    assert all(np.all(np.isfinite(weights)) for weights in weights_of(model))
 
 
-def test_labels_matter_to_the_cvae_alone():
-    one_hot_labels = [(images, np.eye(10)[labels]) for images, labels in small_loader()]
-    assert np.isfinite(assignment.train_vae(VAE(784), one_hot_labels, settings()))
-    with pytest.raises(ValueError, match=r"c must have the shape \(N, 10\)"):
-        assignment.train_vae(CVAE(784), one_hot_labels, settings(), is_cvae=True)
+@pytest.mark.parametrize("learning_rate", [0, -1e-3, np.nan, np.inf, 1e38])
+def test_learning_rates_out_of_range_are_refused(learning_rate):
+    with pytest.raises(ValueError, match=rf"learning_rate .*{re.escape(str(learning_rate))}"):
+        assignment.train_vae(VAE(784), small_loader(), settings(learning_rate=learning_rate))
+
+
+def with_one(value):
+    """Images of which one has a pixel of this value."""
+
+    def spoil(images, labels):
+        images = images.copy()
+        images[3, 0, 14, 14] = value
+        return images, labels
+
+    return spoil
+
+
+BAD_IMAGES = {
+    "0 to 255": (lambda images, labels: (images * 255, labels), r"images .*\[0, 1\].* 0 to 255"),
+    "bytes": (lambda images, labels: ((images * 255).astype("uint8"), labels), r"images .*\[0, 1\].* 0 to 255"),
+    "one NaN": (with_one(np.nan), r"images .*\[0, 1\].* nan"),
+    "one infinite": (with_one(np.inf), r"images .*\[0, 1\].* 0 to inf"),
+    "one below 0": (with_one(-0.01), r"images .*\[0, 1\].* -0\.01 to 1"),
+    "one above 1": (with_one(1.01), r"images .*\[0, 1\].* 0 to 1\.01"),
+    "flat": (lambda images, labels: (images.reshape(-1, 784), labels), r"images .*\(N, 1, 28, 28\); got \(16, 784\)"),
+    "channels last": (
+        lambda images, labels: (images.reshape(-1, 28, 28, 1), labels),
+        r"images .*\(N, 1, 28, 28\); got \(16, 28, 28, 1\)",
+    ),
+    "none": (lambda images, labels: (images[:0], labels[:0]), r"images .*got \(0, 1, 28, 28\)"),
+    "no labels": (lambda images, _: images, r"pairs of images and labels; got 16 parts"),
+}
+BAD_LABELS = {
+    "1 to 10": (lambda images, labels: (images, np.arange(16) % 10 + 1), r"labels .*0 to 9; got 1 to 10"),
+    "one negative": (lambda images, labels: (images, labels - (np.arange(16) == 5) * 20), r"labels .*0 to 9; got -"),
+    "halves": (lambda images, labels: (images, labels + 0.5), r"labels .*whole numbers .*\.5 to"),
+    "one NaN": (lambda images, labels: (images, np.where(np.arange(16) == 5, np.nan, labels)), r"labels .*nan"),
+    "one-hot": (lambda images, labels: (images, np.eye(10)[labels]), r"labels .*\(16,\).*got .*\(16, 10\)"),
+    "too few": (lambda images, labels: (images, labels[:9]), r"labels .*\(16,\).*got .*\(9,\)"),
+}
+BAD_BATCHES = [(is_cvae, *bad) for is_cvae in (False, True) for bad in BAD_IMAGES.items()]
+BAD_BATCHES += [(True, *bad) for bad in BAD_LABELS.items()]
+
+
+@pytest.mark.parametrize(("is_cvae", "name", "bad"), BAD_BATCHES)
+def test_a_bad_batch_is_named_and_the_weights_stay_as_they_were_before_it(is_cvae, name, bad):
+    spoil, message = bad
+    model = (CVAE if is_cvae else VAE)(784)
+    good = small_loader()
+    at_the_bad_batch = []
+
+    def loader():
+        yield from good[:2]  # not only the first batch is looked at
+        at_the_bad_batch.append(weights_of(model))
+        yield spoil(*good[2])
+
+    with pytest.raises(ValueError, match=message):
+        assignment.train_vae(model, loader(), settings(), is_cvae)
+    assert same(weights_of(model), at_the_bad_batch[0])
+    assert not same(weights_of(model), weights_of(type(model)(784)))
+    assert np.isfinite(assignment.train_vae(model, good, settings(), is_cvae))
+
+
+def test_only_a_cvae_looks_at_the_labels():
+    for labels in (np.eye(10)[:16], np.full(16, 11), np.full(16, "?"), None):
+        assert np.isfinite(assignment.train_vae(VAE(784), [(small_loader()[0][0], labels)], settings()))
+    for labels in (small_loader()[0][1][:, np.newaxis], small_loader()[0][1].astype(float)):
+        assert np.isfinite(assignment.train_vae(CVAE(784), [(small_loader()[0][0], labels)], settings(), is_cvae=True))
+
+
+def test_a_model_of_the_other_kind_is_refused():
+    with pytest.raises(ValueError, match=r"is_cvae is True.* VAE.*is_cvae=False"):
+        assignment.train_vae(VAE(784), small_loader(), settings(), is_cvae=True)
+    with pytest.raises(ValueError, match=r"is_cvae is False.* CVAE.*is_cvae=True"):
+        assignment.train_vae(CVAE(784), small_loader(), settings())
+
+
+@pytest.mark.parametrize("loader", [[], iter(())], ids=["list", "iterator"])
+def test_a_loader_without_a_batch_is_no_perfect_loss(loader):
+    with pytest.raises(ValueError, match="loader gave no batch"):
+        assignment.train_vae(VAE(784), loader, settings())
 
 
 def test_images_that_do_not_fit_the_model_are_refused():
-    with pytest.raises(ValueError, match=r"\(N, 1, 10, 10\); got \(None, 1, 28, 28\)|got \(N"):
+    with pytest.raises(ValueError, match=r"\(N, 1, 10, 10\); got \(16, 1, 28, 28\)"):
         assignment.train_vae(VAE(100), small_loader(), settings())
 
 
@@ -278,7 +382,7 @@ def test_weights_of_another_model_or_latent_size(outputs):
     assignment.save_model_weights(CVAE(784), settings())
     with pytest.raises(ValueError, match=r"vae\.weights\.h5 .*latent size.*--latent_size 3"):
         assignment.load_weights(VAE(784, latent_size=3))
-    shutil.copy(assignment.weights_path("cvae"), assignment.weights_path("vae"))
+    shutil.copy(assignment.weights_path(CVAE(784)), assignment.weights_path(VAE(784)))
     with pytest.raises(ValueError, match=r"vae\.weights\.h5 .*another model"):
         assignment.load_weights(VAE(784))
 
@@ -366,6 +470,42 @@ def test_interpolation_walks_in_a_straight_line_along_each_row(outputs):
     assert len(np.unique(grid[:, 0].round(3))) > 6 and len(np.unique(grid[:, -1].round(3))) > 6
 
 
+def test_interpolation_begins_and_ends_at_the_two_random_z(outputs):
+    """Along a row z is (1 - t) a + t b with t from 0 to 1, and a and b drawn from N(0, 1)."""
+
+    class Recorder(Shade):
+        def decoder(self, z):
+            self.z = z
+            return super().decoder(z)
+
+    model = Recorder(lambda z: 0 * z[:, 0])
+    assignment.show_vae_interpolation(model, latent_size=4000)
+    z = np.reshape(model.z, (12, 12, 4000))
+    t = np.arange(12) / 11
+    np.testing.assert_allclose(z.std(axis=(0, 2)), np.sqrt((1 - t) ** 2 + t**2), rtol=0.02)
+    assert abs(np.mean(z[:, 0] * z[:, -1])) < 0.03
+    assert abs(np.mean(z[0] * z[1])) < 0.05
+
+
+@pytest.fixture
+def figure(monkeypatch):
+    """The figures that are drawn, in a list."""
+    figures, save = [], assignment.save_figure
+    monkeypatch.setattr(assignment, "save_figure", lambda name, figure: figures.append(figure) or save(name, figure))
+    return figures
+
+
+def test_each_row_of_the_cvaes_picture_is_labelled_with_its_digit(figure):
+    assignment.show_cvae_images(Shade(lambda z: tf.argmax(z[:, 3:], axis=1) / 10), latent_size=3)
+    (axes,) = figure[0].axes
+    drawn = axes.images[0].get_array()
+    bottom, top = axes.get_ylim()
+    assert (bottom, top) == (len(drawn) - 0.5, -0.5)  # the first row is at the top
+    for tick, label in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True):
+        np.testing.assert_allclose(drawn[int(tick)], int(label.get_text()) / 10)
+        assert tick % 28 == 14
+
+
 def test_cvae_images_have_a_row_for_each_digit(outputs):
     path = assignment.show_cvae_images(Shade(lambda z: tf.argmax(z[:, 3:], axis=1) / 10), latent_size=3)
     assert path == outputs / "show_cvae_images.png"
@@ -378,9 +518,13 @@ def test_cvae_images_have_a_row_for_each_digit(outputs):
     assert np.all(labels.min(axis=1) < 0.5)  # each row of the margin has ink on it
 
 
-def test_loss_curve(outputs):
-    assert assignment.save_loss_curve([150.0, 110.0], is_cvae=True) == outputs / "cvae_loss.png"
-    assert imread(outputs / "cvae_loss.png").shape[0] > 400
+@pytest.mark.parametrize(("is_cvae", "name"), [(True, "cvae"), (False, "vae")])
+def test_loss_curve(outputs, figure, is_cvae, name):
+    assert assignment.save_loss_curve([150.0, 130.0, 110.0], is_cvae) == outputs / f"{name}_loss.png"
+    assert imread(outputs / f"{name}_loss.png").shape[0] > 400
+    curve, bar = figure[0].axes[0].lines
+    assert list(curve.get_xdata()) == [1, 2, 3] and list(curve.get_ydata()) == [150, 130, 110]
+    assert set(bar.get_ydata()) == {120}
 
 
 # Command line
@@ -458,40 +602,6 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_weights(outputs, monkeypa
     with pytest.raises(ValueError, match="nan"):
         assignment.main(settings())
     assert same(weights_of(assignment.load_weights(VAE(784))), calls[0])
-
-
-@pytest.fixture
-def ctrl_c():
-    """Press Ctrl-C in this process, which heeds it even where a shell has its background jobs ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield lambda: signal.raise_signal(signal.SIGINT)
-    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
-
-
-@pytest.mark.parametrize("num_epochs", [1, 3])
-def test_ctrl_c_waits_until_the_epoch_is_saved(outputs, monkeypatch, ctrl_c, num_epochs):
-    save = assignment.save_model_weights
-    monkeypatch.setattr(assignment, "load_mnist", lambda *_, **__: small_loader())
-    monkeypatch.setattr(assignment, "save_model_weights", lambda *args: (ctrl_c(), save(*args)))
-    with pytest.raises(KeyboardInterrupt, match=r"epoch 1 is saved in .*vae\.weights\.h5"):
-        assignment.main(settings(num_epochs=num_epochs))
-    assignment.load_weights(VAE(784))
-
-
-def test_ctrl_c_ends_training_between_two_batches(outputs, monkeypatch, ctrl_c):
-    def loader():
-        yield from small_loader()
-        ctrl_c()
-        yield small_loader()[0]
-        pytest.fail("trained on")
-
-    class Loader:
-        __iter__ = staticmethod(loader)
-        __len__ = staticmethod(lambda: 5)
-
-    monkeypatch.setattr(assignment, "load_mnist", lambda *_, **__: Loader())
-    with pytest.raises(KeyboardInterrupt, match="no epoch was saved"):
-        assignment.main(settings())
 
 
 def test_the_same_seed_gives_the_same_losses(outputs, monkeypatch, capsys):

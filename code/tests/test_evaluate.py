@@ -12,12 +12,16 @@ RNG = np.random.default_rng(0)
 @pytest.mark.parametrize("make", [VAE, CVAE])
 def test_the_two_terms_are_the_loss(make):
     model = make(784)
+    for layer in (model.mu_layer, model.logvar_layer):
+        layer.kernel.assign(tf.zeros_like(layer.kernel))
+    model.mu_layer.bias.assign(tf.fill((15,), 2.0))  # N(2, 1): a KL divergence of half of 2², in each dimension
     images, labels = RNG.integers(0, 256, (20, 28, 28), np.uint8), RNG.integers(0, 10, 20, np.uint8)
     tf.keras.utils.set_random_seed(0)
     bce, kl = evaluate.elbo_terms(model, images, labels)
     tf.keras.utils.set_random_seed(0)
     x = images[:, None] / np.float32(255)
     x_hat, mu, logvar = model(x, np.eye(10)[labels]) if make is CVAE else model(x)
+    np.testing.assert_allclose(kl, 15 * 2, rtol=1e-5)
     np.testing.assert_allclose(bce + kl, loss_function(x_hat, x, mu, logvar), rtol=1e-5)
 
 

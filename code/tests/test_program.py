@@ -104,27 +104,111 @@ def test_ctrl_c_before_training_is_one_line(project, tmp_path):
     assert_one_line(result, "interrupted", status=130)
 
 
-def test_ctrl_c_says_which_epoch_was_saved(project):
-    def heed_ctrl_c():  # a shell that runs the tests in the background has its children ignore it
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+def heed_ctrl_c():
+    """A shell that runs the tests in the background has its children ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+
+def interrupt(project, program, *arguments, after):
+    """Run a program and press Ctrl-C once it has printed `after` lines; its exit status, output and errors."""
     with subprocess.Popen(
-        command(project, "assignment.py", "--num_epochs", "1000"),
+        command(project, program, *arguments),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=heed_ctrl_c,
     ) as process:
-        for _ in range(2):
-            process.stdout.readline()
+        printed = "".join(process.stdout.readline() for _ in range(after))
         process.send_signal(signal.SIGINT)
-        printed, error = process.communicate(timeout=60)
-    epochs = 2 + printed.count("Train Epoch")
-    assert process.returncode == 130
-    (line,) = error.strip().splitlines()
-    assert f"epoch {epochs} is saved" in line or f"epoch {epochs + 1} is saved" in line
-    assert "vae.weights.h5" in line
+        rest, error = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(process.args, process.returncode, printed + rest, error)
+
+
+def test_ctrl_c_says_which_epoch_was_saved(project):
+    result = interrupt(project, "assignment.py", "--num_epochs", "1000", after=2)
+    epochs = result.stdout.count("Train Epoch")
+    assert_one_line(result, "interrupted: epoch", "is saved in", "vae.weights.h5", status=130)
+    assert f"epoch {epochs} is saved" in result.stderr or f"epoch {epochs + 1} is saved" in result.stderr
     assert run(project, "assignment.py", "--load_weights").returncode == 0
+
+    run(project, "assignment.py", "--num_epochs", "1", "--is_cvae")
+    result = interrupt(project, "evaluate.py", after=2)  # while the classifier is trained, by Keras's own loop
+    assert result.stdout.startswith("Training the classifier")
+    assert_one_line(result, "interrupted", status=130)
+    assert not (project / "outputs/model_ckpts/classifier.weights.h5").exists()
+
+
+def test_ctrl_c_is_left_to_a_program_that_imports_assignment(project):
+    program = """if True:
+        import signal, sys
+        hook = sys.excepthook
+        import assignment, evaluate, benchmark
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert sys.excepthook is hook
+        assert "console" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", program], cwd=project / "code", check=True, preexec_fn=heed_ctrl_c)
+
+
+def test_ctrl_c_stays_ignored_where_it_was(project):
+    with subprocess.Popen(
+        command(project, "assignment.py", "--num_epochs", "2"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    ) as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        printed, error = process.communicate(timeout=120)
+    assert (process.returncode, error) == (0, "")
+    assert "Train Epoch: 2" in printed
+
+
+ALONE = """
+import argparse, os
+import numpy as np
+import assignment
+from vae import CVAE, VAE
+assert sorted(name for name in os.listdir() if name.endswith(".py")) == ["assignment.py", "vae.py"]
+images, labels = np.random.rand(64, 1, 28, 28), np.arange(64) % 10
+loader = [(images[:40], labels[:40]), (images[40:], labels[40:])]
+assert assignment.one_hot(labels, 10).shape == (64, 10)
+for make, is_cvae in ((VAE, False), (CVAE, True)):
+    args = argparse.Namespace(
+        is_cvae=is_cvae, load_weights=False, batch_size=64, num_epochs=2, latent_size=15, input_size=784,
+        learning_rate=1e-3,
+    )
+    model = make(784)
+    losses = [assignment.train_vae(model, loader, args, is_cvae=is_cvae) for _ in range(2)]
+    assert losses[1] < losses[0]
+    assignment.save_model_weights(model, args)
+    loaded = assignment.load_weights(make(784))
+    assert all(np.array_equal(*pair) for pair in zip(loaded.get_weights(), model.get_weights()))
+    if is_cvae:
+        assignment.show_cvae_images(model, 15)
+    else:
+        assignment.show_vae_images(model, 15)
+        assignment.show_vae_interpolation(model, 15)
+"""
+
+
+def test_the_handouts_two_files_suffice(tmp_path):
+    folder = tmp_path / "submission" / "code"
+    folder.mkdir(parents=True)
+    for name in ("assignment.py", "vae.py"):
+        shutil.copy(PROJECT / "code" / name, folder)
+    subprocess.run([sys.executable, "-c", ALONE], cwd=folder, check=True)
+    assert {path.name for path in (tmp_path / "submission" / "outputs").glob("*.png")} == {
+        "show_vae_images.png",
+        "show_vae_interpolation.png",
+        "show_cvae_images.png",
+    }
+    drawn = subprocess.run(
+        [sys.executable, "assignment.py", "--is_cvae", "--load_weights"], cwd=folder, capture_output=True, text=True
+    )
+    assert drawn.returncode == 0, drawn.stderr
+    assert "show_cvae_images.png" in drawn.stdout
 
 
 SAVE_FOREVER = """
