@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import functools
 import hashlib
 import io
 import logging
@@ -34,11 +33,9 @@ INPUT_SIZE = 28 * 28
 NUM_CLASSES = 10
 HANDOUT_LOSS = 120  # after 10 epochs the handout asks for less, of both models
 
-STEP_SIZE = 512  # images in an optimizer step, at the most: a larger batch of the loader takes several steps
-# What the CVAE's training adds to the plain loss:
-KL_WEIGHT = 2.0  # makes z dear, so that the decoder takes the digit from c, and z needs fewer of its dimensions
-KL_WEIGHT_UNTIL = 0.75  # of the training; the rest is for the loss itself, which the encoder soon adapts to
-PRIOR_SCALE = 1.1  # trained for a prior this much wider, z ~ N(0, I) seldom falls where the decoder was never trained
+STEP_SIZE = 256  # images in an optimizer step, at the most: a larger batch of the loader takes several steps
+KL_WEIGHT = 1.75  # of the CVAE: it makes z dear, so that the decoder takes the digit from c
+RATE_SCHEDULE = [0.0, 0.3, 1.0], [0.1, 4.0, 0.1]  # done of the training; times --learning_rate; straight in between
 
 
 def parseArguments():
@@ -48,30 +45,19 @@ def parseArguments():
         An `argparse.Namespace` of the stencil's seven settings, and `kl_weight` and `seed` where they were given.
     """
     parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--is_cvae", action="store_true", help="train the conditional VAE")
-    parser.add_argument("--load_weights", action="store_true", help="draw from the saved weights, without training")
-    parser.add_argument("--batch_size", type=number(int, 1), default=1024, help="images in a batch of the loader")
-    parser.add_argument("--num_epochs", type=number(int, 0), default=10, help="passes over the training images")
-    parser.add_argument("--latent_size", type=number(int, 1), default=15, help="dimensions of the latent space")
-    parser.add_argument(
-        "--input_size", type=number(int, INPUT_SIZE, INPUT_SIZE), default=INPUT_SIZE, help="pixels of an image"
-    )
-    parser.add_argument(
-        "--learning_rate", type=number(float, 1e-12), default=1e-3, help="Adam's highest rate, for steps of 16 images"
-    )
-    parser.add_argument(
-        "--kl_weight",
-        type=number(float, 0),
-        default=argparse.SUPPRESS,
-        help=f"weight of the KL term, in the first {100 * KL_WEIGHT_UNTIL:.0f} percent of training "
-        f"(default: {KL_WEIGHT} for the CVAE, 1 for the VAE)",
-    )
-    parser.add_argument(
-        "--seed",
-        type=number(int, 0, 2**32 - 1),
-        default=argparse.SUPPRESS,
-        help="same seed, same losses and pictures (default: other ones every run)",
-    )
+    add, unless_given = parser.add_argument, argparse.SUPPRESS
+    add("--is_cvae", action="store_true", help="train the conditional VAE")
+    add("--load_weights", action="store_true", help="draw from the saved weights, without training")
+    add("--batch_size", type=number(int, 1), default=1024, help="images in a batch of the loader")
+    add("--num_epochs", type=number(int, 0), default=10, help="passes over the training images")
+    add("--latent_size", type=number(int, 1), default=15, help="dimensions of the latent space")
+    add("--input_size", type=number(int, INPUT_SIZE, INPUT_SIZE), default=INPUT_SIZE, help="pixels of an image")
+    rate = "Adam's; training warms up to four times this and cools down to a tenth of it"
+    add("--learning_rate", type=number(float, 1e-12), default=1e-3, help=rate)
+    kl_weight = f"weight of the KL term in training (default: {KL_WEIGHT} for the CVAE, 1 for the VAE)"
+    add("--kl_weight", type=number(float, 0), default=unless_given, help=kl_weight)
+    seed = "same seed, same losses and pictures (default: other ones every run)"
+    add("--seed", type=number(int, 0, 2**32 - 1), default=unless_given, help=seed)
     return parser.parse_args()
 
 
@@ -165,28 +151,15 @@ def load_mnist(batch_size, buffer_size=1024):
     return indices.map(gather).prefetch(1).with_options(options)
 
 
-def scheduled_rate(learning_rate, progress, step_size):
-    """Adam's learning rate: it rises in a line to the middle of training and falls in a line to its end.
-
-    The top is `learning_rate` for steps of 16 images, and grows with the square root of their number, as Malladi et al.
-    derive for Adam ("On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", 2022).
-
-    Args:
-        learning_rate: the setting, such as 1e-3.
-        progress: how much of the training is done, from 0 to 1; more counts as the end.
-        step_size: the images in this step.
-
-    Returns:
-        The rate, a float; never 0, so that training beyond its planned length still learns a little.
-    """
-    top = learning_rate * math.sqrt(step_size / 16)
-    return top * max(1 - abs(2 * progress - 1), 0.02)
+def scheduled_rate(learning_rate, progress):
+    """Adam's learning rate when `progress` of the training, from 0 to 1, is done; beyond 1 it stays as it is there."""
+    return learning_rate * np.interp(progress, *RATE_SCHEDULE)
 
 
 def train_vae(model, train_loader, args, is_cvae=False):
     """Train `model` for one epoch.
 
-    What the next epoch needs of this one, `Training`, stays with the model.
+    What the next epoch needs of this one stays with the model, in its `training_state`.
 
     Args:
         model: a VAE, or a CVAE if `is_cvae`.
@@ -207,60 +180,55 @@ def train_vae(model, train_loader, args, is_cvae=False):
     if not 0 < args.learning_rate < 1e30:
         raise ValueError(f"learning_rate must be above 0, and far below 1e30; got {args.learning_rate}")
     if not hasattr(model, "training_state"):
-        model.training_state = Training(model)
-    training = model.training_state
-    step = training.step()
+        model.training_state = TrainingState(model)
+    state = model.training_state
+    step = state.compiled_step()
     kl_weight = getattr(args, "kl_weight", KL_WEIGHT if is_cvae else 1.0)
     num_batches = operator.length_hint(train_loader)  # 0 if the loader cannot tell
     bar = tf.keras.utils.Progbar(num_batches or None, verbose=1 if sys.stdout.isatty() else 0)
     total, i = 0.0, 0
     for i, batch in enumerate(train_loader, start=1):
-        batch = check_batch(batch, model)
-        size = len(batch[0])
-        progress = (training.epochs + (i / num_batches if num_batches else 0.5)) / max(args.num_epochs, 1)
+        images, labels = check_batch(batch, model)
+        inputs = [images, one_hot(labels, model.num_classes)] if is_cvae else [images]
+        progress = (state.epochs + (i / num_batches if num_batches else 0.5)) / max(args.num_epochs, 1)
+        rate = scheduled_rate(args.learning_rate, progress)
         loss = 0.0
-        for start in range(0, size, STEP_SIZE):
-            step_size = min(STEP_SIZE, size - start)
-            rate = scheduled_rate(args.learning_rate, progress, step_size)
-            loss += float(step(batch, start, rate, kl_weight)) * step_size / size
+        for start in range(0, len(images), STEP_SIZE):
+            step_size = min(STEP_SIZE, len(images) - start)
+            loss += float(step(inputs, start, rate, kl_weight)) * step_size / len(images)
         if not math.isfinite(loss):
             raise ValueError(
-                f"the loss is {loss} in epoch {training.epochs + 1} at learning rate {args.learning_rate}: "
+                f"the loss is {loss} in epoch {state.epochs + 1} at learning rate {args.learning_rate}: "
                 "try a smaller --learning_rate"
             )
         total += loss
         bar.update(i, [("loss", loss)])
     if i == 0:
         raise ValueError("the loader gave no batch: is it empty, or an iterator that an epoch before has used up?")
-    training.epochs += 1
+    state.epochs += 1
     return total
 
 
 def check_batch(batch, model):
-    """A batch of somebody's loader, as the compiled step takes it.
-
-    Args:
-        batch: a pair of images and labels, arrays or tensors.
-        model: the VAE or CVAE that it is for.
+    """A batch of somebody's loader, an (images, labels) pair, if it is one that `model` can be trained on.
 
     Returns:
-        A list: images (N, 1, H, W), float32, and for a CVAE labels (N,), int64.
+        Images (N, 1, H, W), a float32 tensor, and labels (N,), an array; a VAE's labels as they came.
 
     Raises:
         ValueError: the images or the labels have another shape, or values that they cannot have.
     """
     if len(batch) != 2:
         raise ValueError(f"the loader must give pairs of images and labels; got {len(batch)} parts")
-    images, labels = batch
-    images = tf.cast(images, tf.float32)
+    images, labels = tf.cast(batch[0], tf.float32), batch[1]
     side = math.isqrt(model.input_size)
     if images.shape[1:] != (1, side, side) or not len(images):
         raise ValueError(f"images must have the shape (N, 1, {side}, {side}); got {tuple(images.shape)}")
     low, high = np.min(images), np.max(images)
     if not (low >= 0 and high <= 1):  # NaN is neither
         raise ValueError(f"images must have values in [0, 1], as a division by 255 gives; got {low:g} to {high:g}")
-    if not hasattr(model, "num_classes"):
-        return [images]
+    if isinstance(model, VAE):
+        return images, labels
     labels = np.asarray(labels)
     if labels.shape not in [(len(images),), (len(images), 1)]:
         raise ValueError(f"labels must be digits, ({len(images)},) for as many images; got the shape {labels.shape}")
@@ -268,90 +236,79 @@ def check_batch(batch, model):
         values = np.unique(labels)
         highest = model.num_classes - 1
         raise ValueError(f"labels must be whole numbers from 0 to {highest}; got {values[0]} to {values[-1]}")
-    return [images, labels.reshape(-1).astype(np.int64)]
+    return images, labels
 
 
-class Training:
-    """What `train_vae` keeps of a model from one epoch to the next: the epochs done, Adam's state, compiled steps."""
+class TrainingState:
+    """What `train_vae` keeps of a model from one epoch to the next."""
 
     def __init__(self, model):
         self.model = model
-        self.epochs = 0
-        self.adam_steps = tf.Variable(0.0, trainable=False)
-        self.moments = {}  # a pair for each variable that was ever trained
-        self.compiled = {}  # a step for each set of variables that was ever trainable
+        self.epochs = 0  # that are done
+        self.steps = tf.Variable(0.0, trainable=False)  # that Adam has taken
+        self.moments = {}  # Adam's two, of each variable by its id
+        self.compiled = {}  # a step for each choice of trainable variables: a part may be frozen between two epochs
 
-    def step(self):
-        """The compiled step for the variables that are trainable now; see `compile_step`."""
+    def compiled_step(self):
+        """A step of Adam for the variables that are trainable now.
+
+        Returns:
+            A function of the model's inputs; of `start`, from where on STEP_SIZE of them, or what is left, are used; of
+            the learning rate; and of the weight of the KL term. It gives `loss_function`, whatever the KL term weighs;
+            or NaN, if the loss or a gradient is not finite, and then it moves nothing.
+        """
         variables = self.model.trainable_variables
         key = tuple(map(id, variables))
         if key not in self.compiled:
             for variable in variables:
                 zeros = tf.zeros(variable.shape, variable.dtype)
                 self.moments.setdefault(id(variable), [tf.Variable(zeros, trainable=False) for _ in range(2)])
-            moments = [self.moments[name] for name in key]
-            self.compiled[key] = compile_step(self.model, variables, moments, self.adam_steps)
+            self.compiled[key] = self._compile(variables)
         return self.compiled[key]
 
+    def _compile(self, variables):
+        model, side = self.model, math.isqrt(self.model.input_size)
+        inputs = [tf.TensorSpec((None, 1, side, side))]
+        if hasattr(model, "num_classes"):
+            inputs += [tf.TensorSpec((None, model.num_classes))]
+        number = tf.TensorSpec(())
 
-def compile_step(model, variables, moments, adam_steps):
-    """A step of Adam as a compiled function.
+        @tf.function(input_signature=[inputs, tf.TensorSpec((), tf.int32), number, number])  # one trace for all sizes
+        def step(inputs, start, learning_rate, kl_weight):
+            x, *c = [tensor[start : start + STEP_SIZE] for tensor in inputs]
+            with tf.GradientTape() as tape:
+                x_hat, mu, logvar = model(x, *c)
+                loss = loss_function(x_hat, x, mu, logvar)
+                kl = kl_divergence(mu, logvar) / tf.cast(tf.shape(x)[0], tf.float32)
+                objective = loss + (kl_weight - 1) * kl
+            gradients = tape.gradient(objective, variables, unconnected_gradients="zero")
+            finite = tf.reduce_all([tf.math.is_finite(tf.reduce_sum(tensor)) for tensor in [objective, *gradients]])
+            if finite:
+                self.steps.assign_add(1.0)
+                for variable, gradient in zip(variables, gradients):
+                    adam_update(variable, *self.moments[id(variable)], gradient, learning_rate, self.steps)
+            return tf.where(finite, loss, math.nan)
 
-    Args:
-        model: a VAE or a CVAE.
-        variables: those of its variables that are to move.
-        moments: Adam's two running means of each.
-        adam_steps: how many steps were taken, a variable.
-
-    Returns:
-        A function of a batch as `check_batch` gives it; of `start`, from where on STEP_SIZE of its images, or what is
-        left of them, are used; of the learning rate; and of the weight of the KL term. It gives `loss_function`,
-        whatever the KL term weighs; NaN, and leaves everything as it was, if the loss or a gradient is not finite.
-    """
-    side = math.isqrt(model.input_size)
-    batch = [tf.TensorSpec((None, 1, side, side))]
-    if hasattr(model, "num_classes"):
-        batch += [tf.TensorSpec((None,), tf.int64)]
-
-    # One trace for batches of every size. Cutting the batch and encoding the labels in here saves a round trip through
-    # Python for each.
-    @tf.function(input_signature=[batch, tf.TensorSpec((), tf.int32), tf.TensorSpec(()), tf.TensorSpec(())])
-    def step(batch, start, learning_rate, kl_weight):
-        x, *labels = [tensor[start : start + STEP_SIZE] for tensor in batch]
-        condition = [one_hot(digits, model.num_classes) for digits in labels]
-        with tf.GradientTape() as tape:
-            x_hat, mu, logvar = model(x, *condition)
-            loss = loss_function(x_hat, x, mu, logvar)
-            kl = kl_divergence(mu, logvar) / tf.cast(tf.shape(x)[0], tf.float32)
-            objective = loss + (kl_weight - 1) * kl
-        gradients = tape.gradient(objective, variables, unconnected_gradients="zero")
-        finite = tf.reduce_all([tf.math.is_finite(tf.reduce_sum(tensor)) for tensor in [objective, *gradients]])
-        if finite:
-            adam_steps.assign_add(1.0)
-            for variable, means, gradient in zip(variables, moments, gradients):
-                adam_update(variable, *means, gradient, learning_rate, adam_steps)
-        return tf.where(finite, loss, math.nan)
-
-    return step.get_concrete_function()  # a call of it checks the arguments once, a call of `step` three times
+        return step.get_concrete_function()  # a call of it checks the arguments once, a call of `step` three times
 
 
 def adam_update(variable, m, v, gradient, learning_rate, step):
     """Adam's update of a variable and of its two moments, in place (Kingma and Ba, "Adam", 2015, algorithm 1).
 
-    It is one kernel. Keras's Adam makes a dozen passes over each variable: a fifth more of an epoch in steps of 1024
-    images, two fifths in steps of 128.
+    One kernel. Keras's Adam passes over a variable a dozen times: a fifth more of an epoch in steps of 1024 images, two
+    fifths in steps of 128.
     """
-    cast = functools.partial(tf.cast, dtype=gradient.dtype)
+    beta1, beta2, rate = (tf.cast(number, gradient.dtype) for number in (0.9, 0.999, learning_rate))
     tf.raw_ops.ResourceApplyAdam(
         var=variable.handle,
         m=m.handle,
         v=v.handle,
-        beta1_power=cast(0.9**step),
-        beta2_power=cast(0.999**step),
-        lr=cast(learning_rate),
-        beta1=cast(0.9),
-        beta2=cast(0.999),
-        epsilon=cast(1e-7),
+        beta1_power=beta1 ** tf.cast(step, gradient.dtype),
+        beta2_power=beta2 ** tf.cast(step, gradient.dtype),
+        lr=rate,
+        beta1=beta1,
+        beta2=beta2,
+        epsilon=tf.cast(1e-7, gradient.dtype),
         grad=gradient,
     )
 
@@ -431,29 +388,12 @@ def read_weights(network, remedy):
 
 
 def show_vae_images(model, latent_size):
-    """Draw 10 images decoded from z ~ N(0, I) in a row.
-
-    Args:
-        model: a VAE.
-        latent_size: its Z.
-
-    Returns:
-        The path of the picture, outputs/show_vae_images.png.
-    """
-    samples = model.decoder(tf.random.normal((10, latent_size)))
-    return save_grid("show_vae_images", samples, rows=1)
+    """Draw 10 images in a row, decoded from z ~ N(0, I) of (10, `latent_size`); returns the PNG's path."""
+    return save_grid("show_vae_images", model.decoder(tf.random.normal((10, latent_size))), rows=1)
 
 
 def show_vae_interpolation(model, latent_size):
-    """Draw a grid of 12 × 12 images, each row decoded from a straight line between two random z.
-
-    Args:
-        model: a VAE.
-        latent_size: its Z.
-
-    Returns:
-        The path of the picture, outputs/show_vae_interpolation.png.
-    """
+    """Draw 12 × 12 images, each row decoded from a straight line between two z ~ N(0, I); returns the PNG's path."""
     start, end = tf.random.normal((2, 12, 1, latent_size))
     weight = tf.reshape(tf.linspace(0.0, 1.0, 12), (1, 12, 1))
     z = (1 - weight) * start + weight * end
@@ -461,15 +401,7 @@ def show_vae_interpolation(model, latent_size):
 
 
 def show_cvae_images(model, latent_size):
-    """Draw 10 random images of each digit, a row a digit.
-
-    Args:
-        model: a CVAE.
-        latent_size: its Z.
-
-    Returns:
-        The path of the picture, outputs/show_cvae_images.png.
-    """
+    """Draw 10 random images of each digit, a row a digit; returns the PNG's path."""
     digits = np.arange(model.num_classes)
     samples = generate_digits(model, np.repeat(digits, 10), latent_size)
     return save_grid("show_cvae_images", samples, rows=len(digits), row_labels=digits)
@@ -512,20 +444,11 @@ def save_figure(name, figure):
 
 
 def save_loss_curve(losses, is_cvae):
-    """Draw the printed losses by epoch, with the handout's bar.
-
-    Args:
-        losses: the mean loss of each epoch, the first one first.
-        is_cvae: whose they are.
-
-    Returns:
-        The path of the picture, outputs/vae_loss.png or outputs/cvae_loss.png.
-    """
+    """Draw the printed losses by epoch, with the handout's bar; returns the PNG's path."""
     name = "cvae" if is_cvae else "vae"
     figure = Figure(figsize=(6, 4), dpi=150, layout="constrained")
-    axes = figure.add_subplot(
-        xlabel="epoch", ylabel="loss: negative ELBO per image, in nats", title=f"{name.upper()}: loss by epoch"
-    )
+    axes = figure.add_subplot(xlabel="epoch", ylabel="loss: negative ELBO per image, in nats")
+    axes.set_title(f"{name.upper()}: loss by epoch")
     epochs = range(1, len(losses) + 1)
     axes.plot(epochs, losses, marker="o", label="training")
     axes.axhline(HANDOUT_LOSS, color="tab:red", linestyle="--", label=f"the handout's bar, {HANDOUT_LOSS}")

@@ -213,12 +213,33 @@ def test_the_optimizer_goes_on_where_the_last_epoch_ended():
             assignment.train_vae(model, small_loader(), args)
         before = weights_of(model)
         assignment.train_vae(model, small_loader(ENTRIES), args)
-        rate = assignment.scheduled_rate(args.learning_rate, (epochs_before + 1) / 100, ENTRIES)
+        rate = assignment.scheduled_rate(args.learning_rate, (epochs_before + 1) / 100)
         moves = np.concatenate([np.abs(a - b).ravel() for a, b in zip(before, weights_of(model), strict=True)])
         return np.median(moves[moves > 0]) / rate
 
     assert largest_move(0) > 0.95
     assert largest_move(5) < 0.8
+
+
+def test_the_learning_rate_warms_up_cools_down_and_never_ends():
+    rates = [assignment.scheduled_rate(1e-3, progress) for progress in np.linspace(0, 1, 101)]
+    peak = int(np.argmax(rates))
+    assert 20 <= peak <= 50 and 2e-3 < rates[peak] < 1e-2
+    assert np.all(np.diff(rates[: peak + 1]) > 0) and np.all(np.diff(rates[peak:]) < 0)
+    assert 0 < rates[0] < 1e-3 and 0 < rates[-1] < 1e-3
+    assert assignment.scheduled_rate(1e-3, 2.5) == rates[-1]
+    np.testing.assert_allclose(assignment.scheduled_rate(3e-3, 0.4), 3 * assignment.scheduled_rate(1e-3, 0.4))
+
+
+def test_progress_is_counted_over_epochs_and_batches(monkeypatch):
+    asked = []
+    monkeypatch.setattr(assignment, "scheduled_rate", lambda rate, progress: asked.append((rate, progress)) or 1e-9)
+    model = VAE(784)
+    for loader in (small_loader(), small_loader(24), (batch for batch in small_loader(24))):  # no length
+        assignment.train_vae(model, loader, settings(num_epochs=4, learning_rate=2e-3))
+    rates, progress = zip(*asked)
+    assert set(rates) == {2e-3}
+    np.testing.assert_allclose(progress, np.array([1 / 3, 2 / 3, 1, 1.5, 2, 2.5, 2.5]) / 4)
 
 
 def test_training_works_within_the_tape_of_a_caller():
