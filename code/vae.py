@@ -33,9 +33,8 @@ class _Autoencoder(tf.keras.Model):
 
         layers = tf.keras.layers
         self.encoder = tf.keras.Sequential([layers.Flatten(), *_hidden_layers()])
-        # From near zero, q(z|x) starts as the prior: z says little at first, and the decoder has to listen to c.
-        self.mu_layer = _near_zero_layer(latent_size)
-        self.logvar_layer = _near_zero_layer(latent_size)
+        self.mu_layer = _posterior_layer(latent_size, num_classes)
+        self.logvar_layer = _posterior_layer(latent_size, num_classes)
         self.decoder = tf.keras.Sequential(
             [
                 *_hidden_layers(),
@@ -197,7 +196,7 @@ def _bce_with_gradient(x_hat, x):
     return -tf.reduce_sum(x * log_x_hat + (1 - x) * log_rest), gradient
 
 
-def kl_divergence(mu, logvar):
+def kl_divergence(mu, logvar, prior_scale=1.0):
     """KL(N(mu, sigma²) || N(0, I)), summed over all images: -1/2 sum(1 + logvar - mu² - exp(logvar)).
 
     Source: Kingma and Welling, appendix B.
@@ -205,6 +204,7 @@ def kl_divergence(mu, logvar):
     Args:
         mu: means (N, Z).
         logvar: log-variances (N, Z).
+        prior_scale: s, if the prior is N(0, s² I) instead.
 
     Returns:
         A scalar of the dtype of `mu`, 0 or more.
@@ -213,6 +213,7 @@ def kl_divergence(mu, logvar):
         ValueError: the two shapes differ.
     """
     mu, logvar = _as_floats(mu, logvar, "mu", "logvar")
+    mu, logvar = mu / prior_scale, logvar - 2 * math.log(prior_scale)  # both densities measured in units of s
     return -0.5 * tf.reduce_sum(1 + logvar - tf.square(mu) - tf.exp(logvar))
 
 
@@ -241,10 +242,13 @@ def _hidden_layers():
     return [tf.keras.layers.Dense(HIDDEN_DIM, activation="relu", kernel_initializer="he_uniform") for _ in range(3)]
 
 
-def _near_zero_layer(units):
-    """A linear layer that starts next to zero, in float32 whatever the dtype policy."""
-    near_zero = tf.keras.initializers.RandomNormal(stddev=1e-3)  # one a layer: an instance repeats its values
-    return tf.keras.layers.Dense(units, kernel_initializer=near_zero, dtype="float32")
+def _posterior_layer(latent_size, num_classes):
+    """A linear layer for mu or logvar; in a CVAE it starts near zero.
+
+    z then says little at first, and the decoder has to listen to c.
+    """
+    initializer = tf.keras.initializers.RandomNormal(stddev=0.02) if num_classes else "glorot_uniform"
+    return tf.keras.layers.Dense(latent_size, kernel_initializer=initializer, dtype="float32")
 
 
 def _strengthen_label_rows(kernel, num_classes):
