@@ -7,6 +7,23 @@ import signal
 import sys
 
 
+def start():
+    """Make the running process a program; to be called first, before TensorFlow is imported.
+
+    An error that its user can mend (ValueError, OSError) ends it in one line on stderr, with exit status 1; Ctrl-C does
+    so with status 130. A notebook, where `%run` runs a file as a program, keeps its own ways with both.
+    """
+    kept = _Kept()
+    if not hasattr(sys, "ps1"):  # nobody types here
+        _end_in_one_line(kept)
+        sys.stdout.reconfigure(line_buffering=True)  # what is printed is out, whenever the process ends
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with _quiet_stderr():
+        import matplotlib.figure  # noqa: F401
+        import tensorflow  # noqa: F401
+    kept.text = ""
+
+
 class _Kept(logging.Handler):
     """What Ctrl-C says of the work so far: the latest message of assignment.py's log."""
 
@@ -16,24 +33,19 @@ class _Kept(logging.Handler):
         self.text = record.getMessage()
 
 
-def start():
-    """Make the running process a program; to be called first, before TensorFlow is imported.
-
-    An error that its user can mend (ValueError, OSError) ends it in one line on stderr with exit status 1. So does
-    Ctrl-C, with status 130; where SIGINT is ignored, as in the background of a shell, it stays ignored.
-    """
-    stderr = os.dup(2)  # the screen, even while the imports below are kept from it
-    kept = _Kept()
+def _end_in_one_line(kept):
+    """Let errors and Ctrl-C end the process in one line; where SIGINT is ignored, in the background, it stays so."""
+    screen = os.dup(2)  # even while the imports are kept from it
     log = logging.getLogger("assignment")
     log.setLevel(logging.INFO)
     log.propagate = False
     log.addHandler(kept)
 
     def leave(*_):
-        """End the process where it stands. KeyboardInterrupt, raised inside TensorFlow, would damage its memory."""
+        """End where the process stands: KeyboardInterrupt, raised inside TensorFlow, can damage its memory."""
         with contextlib.suppress(RuntimeError, OSError):  # stdout may be closed, or be printing this very moment
             sys.stdout.flush()
-        os.write(stderr, f"\ninterrupted{': ' * bool(kept.text)}{kept.text}\n".encode())
+        os.write(screen, f"\ninterrupted{': ' * bool(kept.text)}{kept.text}\n".encode())
         os._exit(130)
 
     def report(kind, error, traceback):
@@ -47,12 +59,6 @@ def start():
     sys.excepthook = report
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, leave)
-    sys.stdout.reconfigure(line_buffering=True)  # what is printed is out, whenever the process ends
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with _quiet_stderr():
-        import matplotlib.figure  # noqa: F401
-        import tensorflow  # noqa: F401
-    kept.text = ""
 
 
 @contextlib.contextmanager
