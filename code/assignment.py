@@ -226,7 +226,7 @@ def check_batch(batch, model):
     low, high = np.min(images), np.max(images)
     if not (low >= 0 and high <= 1):  # NaN is neither
         raise ValueError(f"images must have values in [0, 1], as a division by 255 gives; got {low:g} to {high:g}")
-    if isinstance(model, VAE):
+    if not hasattr(model, "num_classes"):
         return images, labels
     labels = np.asarray(labels)
     if labels.shape not in [(len(images),), (len(images), 1)]:
@@ -257,7 +257,7 @@ class TrainingState:
         self.model = model
         self.epochs = 0  # that are done
         self.steps = tf.Variable(0.0, trainable=False)  # that Adam has taken
-        self.moments = {}  # Adam's two, of each variable by its id
+        self.moments = {}  # each variable that was ever trained and Adam's two moments of it, by the variable's id
         self.compiled = {}  # a step for each choice of trainable variables: a part may be frozen between two epochs
 
     def compiled_step(self):
@@ -273,7 +273,8 @@ class TrainingState:
         if key not in self.compiled:
             for variable in variables:
                 zeros = tf.zeros(variable.shape, variable.dtype)
-                self.moments.setdefault(id(variable), [tf.Variable(zeros, trainable=False) for _ in range(2)])
+                moments = [tf.Variable(zeros, trainable=False) for _ in range(2)]
+                self.moments.setdefault(id(variable), (variable, *moments))
             self.compiled[key] = self._compile(variables)
         return self.compiled[key]
 
@@ -296,7 +297,7 @@ class TrainingState:
             if finite:
                 self.steps.assign_add(1.0)
                 for variable, gradient in zip(variables, gradients):
-                    adam_update(variable, *self.moments[id(variable)], gradient, learning_rate, self.steps)
+                    adam_update(*self.moments[id(variable)], gradient, learning_rate, self.steps)
             return tf.where(finite, loss, math.nan)
 
         return step.get_concrete_function()  # a call of it checks the arguments once, a call of `step` three times
