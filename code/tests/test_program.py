@@ -172,17 +172,17 @@ import numpy as np
 import assignment
 from vae import CVAE, VAE
 assert sorted(name for name in os.listdir() if name.endswith(".py")) == ["assignment.py", "vae.py"]
-images, labels = np.random.rand(64, 1, 28, 28), np.arange(64) % 10
+images, labels = np.eye(28)[np.newaxis, np.newaxis].repeat(64, axis=0), np.arange(64) % 10
 loader = [(images[:40], labels[:40]), (images[40:], labels[40:])]
 assert assignment.one_hot(labels, 10).shape == (64, 10)
 for make, is_cvae in ((VAE, False), (CVAE, True)):
     args = argparse.Namespace(
-        is_cvae=is_cvae, load_weights=False, batch_size=64, num_epochs=2, latent_size=15, input_size=784,
+        is_cvae=is_cvae, load_weights=False, batch_size=64, num_epochs=20, latent_size=15, input_size=784,
         learning_rate=1e-3,
     )
     model = make(784)
     losses = [assignment.train_vae(model, loader, args, is_cvae=is_cvae) for _ in range(2)]
-    assert np.all(np.isfinite(losses))
+    assert losses[1] < losses[0]
     assignment.save_model_weights(model, args)
     loaded = assignment.load_weights(make(784))
     assert all(np.array_equal(*pair) for pair in zip(loaded.get_weights(), model.get_weights()))
