@@ -336,4 +336,4 @@ def test_somebody_elses_loop_meets_the_handouts_bars_too(trained, monkeypatch):
     accuracy = np.mean(evaluate.recognise(evaluate.load_classifier(), samples) == digits)
     print(f"\nA plain loop: VAE {losses[0]:.1f}, CVAE {losses[1]:.1f}, {accuracy:.2%} of the samples recognised")
     assert max(losses) < 120
-    assert accuracy > 0.97  # the handout asks for 90%, which a class hidden in z might pass
+    assert accuracy > 0.95  # the handout asks for 90%; where the class hides in z it is 65%
