@@ -181,7 +181,7 @@ def main():
     Parser(description=__doc__).parse_args()
     print(f"{os.cpu_count()} cores, TensorFlow {tf.__version__}; seconds an epoch, medians; a ratio is to ours\n")
     outside, memory = whole_job()
-    row = "{:<44}{:>14}{:>14}".format
+    row = "{:<44}{:>16}{:>16}".format
     columns = []
     for batch_size in BATCH_SIZES:
         step_size = min(batch_size, STEP_SIZE)  # so that the others take the same optimizer steps as train_vae
