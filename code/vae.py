@@ -54,8 +54,8 @@ class _Autoencoder(tf.keras.Model):
         self.decoder.build((None, latent_size + num_classes))
         self.built = True
         if num_classes:
-            _strengthen_label_rows(self.encoder.layers[1].kernel, num_classes, gain=3)
-            _strengthen_label_rows(self.decoder.layers[0].kernel, num_classes, gain=1.5)
+            _strengthen_label_rows(self.encoder.layers[1].kernel, num_classes, gain=2)
+            _strengthen_label_rows(self.decoder.layers[0].kernel, num_classes, gain=1)
 
     def get_config(self):
         """The constructor's arguments, from which Keras's `from_config` and `load_model` make the model again."""
@@ -254,8 +254,8 @@ def _strengthen_label_rows(kernel, num_classes, gain):
 
     One of these rows is in use at a time, so that is their fan-in. As they are drawn they would be 28 times smaller in
     the encoder and 5 times smaller in the decoder; the class would then reach the decoder sooner through z than through
-    c, and a random z decode to a random digit whatever c asks for. The gains are by trial; with a large one in the
-    encoder it is almost one for each class, and fills the prior with the z of each.
+    c, and a random z decode to a random digit whatever c asks for. The encoder's gain is by trial: more of it makes
+    samples more readable, and a plain loop's loss higher.
     """
     rows = kernel.shape[0]
     scale = [[1.0]] * (rows - num_classes) + [[gain * math.sqrt(rows)]] * num_classes
