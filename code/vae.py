@@ -54,8 +54,8 @@ class _Autoencoder(tf.keras.Model):
         self.decoder.build((None, latent_size + num_classes))
         self.built = True
         if num_classes:
-            _strengthen_label_rows(self.encoder.layers[1].kernel, num_classes, gain=2)
-            _strengthen_label_rows(self.decoder.layers[0].kernel, num_classes, gain=1)
+            _strengthen_label_rows(self.encoder.layers[1].kernel, num_classes)
+            _strengthen_label_rows(self.decoder.layers[0].kernel, num_classes)
 
     def get_config(self):
         """The constructor's arguments, from which Keras's `from_config` and `load_model` make the model again."""
@@ -196,7 +196,7 @@ def _bce_with_gradient(x_hat, x):
     return -tf.reduce_sum(x * log_x_hat + (1 - x) * log_rest), gradient
 
 
-def kl_divergence(mu, logvar):
+def kl_divergence(mu, logvar, prior_scale=1.0):
     """KL(N(mu, sigma²) || N(0, I)), summed over all images: -1/2 sum(1 + logvar - mu² - exp(logvar)).
 
     Source: Kingma and Welling, appendix B.
@@ -204,6 +204,7 @@ def kl_divergence(mu, logvar):
     Args:
         mu: means (N, Z).
         logvar: log-variances (N, Z).
+        prior_scale: s, if the prior is N(0, s² I) instead.
 
     Returns:
         A scalar of the dtype of `mu`, 0 or more.
@@ -212,6 +213,7 @@ def kl_divergence(mu, logvar):
         ValueError: the two shapes differ.
     """
     mu, logvar = _as_floats(mu, logvar, "mu", "logvar")
+    mu, logvar = mu / prior_scale, logvar - 2 * math.log(prior_scale)  # both densities measured in units of s
     return -0.5 * tf.reduce_sum(1 + logvar - tf.square(mu) - tf.exp(logvar))
 
 
@@ -241,7 +243,7 @@ def _hidden_layers():
 
 
 def _posterior_layer(latent_size, num_classes):
-    """A linear layer for mu or logvar; in a CVAE it starts small.
+    """A linear layer for mu or logvar; in a CVAE it starts near zero.
 
     z then says little at first, and the decoder has to listen to c.
     """
@@ -249,16 +251,15 @@ def _posterior_layer(latent_size, num_classes):
     return tf.keras.layers.Dense(latent_size, kernel_initializer=initializer, dtype="float32")
 
 
-def _strengthen_label_rows(kernel, num_classes, gain):
-    """Scale a kernel's last `num_classes` rows, which take a one-hot label, to `gain` times what a fan-in of 1 gives.
+def _strengthen_label_rows(kernel, num_classes):
+    """Scale a kernel's last `num_classes` rows, which take a one-hot label, from the kernel's fan-in to a fan-in of 1.
 
-    One of these rows is in use at a time, so that is their fan-in. As they are drawn they would be 28 times smaller in
+    Of these rows one is in use at a time, so that is their fan-in. Left as they are they would be 28 times smaller in
     the encoder and 5 times smaller in the decoder; the class would then reach the decoder sooner through z than through
-    c, and a random z decode to a random digit whatever c asks for. The encoder's gain is by trial: more of it makes
-    samples more readable, and a plain loop's loss higher.
+    c, and a random z decode to a random digit whatever c asks for.
     """
     rows = kernel.shape[0]
-    scale = [[1.0]] * (rows - num_classes) + [[gain * math.sqrt(rows)]] * num_classes
+    scale = [[1.0]] * (rows - num_classes) + [[math.sqrt(rows)]] * num_classes
     kernel.assign(kernel * tf.constant(scale, kernel.dtype))
 
 

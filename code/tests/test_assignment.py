@@ -9,7 +9,6 @@ import assignment
 import numpy as np
 import pytest
 import tensorflow as tf
-import vae
 from matplotlib.image import imread
 from vae import CVAE, VAE, bce_function, kl_divergence, loss_function
 
@@ -179,21 +178,29 @@ def test_adam_moves_a_variable_as_its_paper_says():
         np.testing.assert_allclose(variables[0], value, rtol=1e-3)
 
 
-@pytest.mark.parametrize("is_cvae", [False, True])
-@pytest.mark.parametrize("changed, weight", [({}, 1.0), ({"kl_weight": 1.0}, 1.0), ({"kl_weight": 2.5}, 2.5)])
-def test_a_step_follows_the_gradient_of_the_elbo_with_the_kl_weight_asked_for(is_cvae, changed, weight, monkeypatch):
-    monkeypatch.setattr(vae, "reparametrize", lambda mu, logvar: mu)  # so that both gradients are of the same z
-    monkeypatch.setattr(assignment, "adam_update", lambda variable, m, v, gradient, *_: variable.assign_sub(gradient))
-    model = CVAE(784) if is_cvae else VAE(784)
-    images, labels = small_loader()[0]
-    x = tf.cast(images, tf.float32)
-    with tf.GradientTape() as tape:
-        x_hat, mu, logvar = model(x, assignment.one_hot(labels, 10)) if is_cvae else model(x)
-        objective = (bce_function(x_hat, x) + weight * kl_divergence(mu, logvar)) / len(x)
-    expected = [w - g for w, g in zip(weights_of(model), tape.gradient(objective, model.trainable_variables))]
-    assignment.train_vae(model, [(images, labels)], settings(**changed), is_cvae=is_cvae)
-    for weights, wanted in zip(weights_of(model), expected):
-        np.testing.assert_allclose(weights, wanted, atol=1e-5)
+def test_objective_is_the_loss_with_another_kl_term():
+    x, x_hat = RNG.random((2, 6, 1, 28, 28))
+    mu, logvar = RNG.normal(size=(2, 6, 15))
+    loss = loss_function(x_hat, x, mu, logvar)
+    expected = (bce_function(x_hat, x) + 2.5 * kl_divergence(mu, logvar, 1.3)) / 6
+    np.testing.assert_allclose(assignment.training_objective(loss, mu, logvar, 2.5, 1.3), expected, rtol=1e-12)
+    np.testing.assert_allclose(assignment.training_objective(loss, mu, logvar, 1.0, 1.0), loss, rtol=1e-12)
+
+
+@pytest.mark.parametrize("make", [VAE, CVAE])
+def test_a_cvae_is_trained_for_a_wider_prior_and_both_with_the_kl_weight_asked_for(make, monkeypatch):
+    def weights_after(**changed):
+        tf.keras.utils.set_random_seed(4)
+        model = make(784)
+        assignment.train_vae(model, small_loader(), settings(**changed), is_cvae=make is CVAE)
+        return weights_of(model)
+
+    as_it_is = weights_after()
+    assert same(weights_after(kl_weight=1.0), as_it_is)
+    assert not same(weights_after(kl_weight=2.0), as_it_is)
+    assert assignment.PRIOR_SCALE > 1
+    monkeypatch.setattr(assignment, "PRIOR_SCALE", 1.0)
+    assert same(weights_after(), as_it_is) == (make is VAE)
 
 
 def test_models_trained_in_turn_do_not_disturb_each_other():
@@ -218,7 +225,7 @@ def test_the_optimizer_goes_on_where_the_last_epoch_ended():
             assignment.train_vae(model, small_loader(), args)
         before = weights_of(model)
         assignment.train_vae(model, small_loader(ENTRIES), args)
-        rate = assignment.scheduled_rate(args.learning_rate, (epochs_before + 1) / 100, ENTRIES)
+        rate = assignment.scheduled_rate(args.learning_rate, (epochs_before + 1) / 100)
         moves = np.concatenate([np.abs(a - b).ravel() for a, b in zip(before, weights_of(model), strict=True)])
         return np.median(moves[moves > 0]) / rate
 
@@ -227,24 +234,23 @@ def test_the_optimizer_goes_on_where_the_last_epoch_ended():
 
 
 def test_the_learning_rate_warms_up_cools_down_and_never_ends():
-    rates = [assignment.scheduled_rate(1e-3, progress, 256) for progress in np.linspace(0, 1, 101)]
+    rates = [assignment.scheduled_rate(1e-3, progress) for progress in np.linspace(0, 1, 101)]
     peak = int(np.argmax(rates))
-    assert peak == 50 and rates[peak] == 3e-3
+    assert peak == 50 and rates[peak] == 4e-3
     assert np.all(np.diff(rates[: peak + 1]) > 0) and np.all(np.diff(rates[peak:]) < 0)
     assert rates[0] == 1e-3 and 0 < rates[-1] < 1e-4
-    assert assignment.scheduled_rate(1e-3, 2.5, 256) == rates[-1]
-    assert assignment.scheduled_rate(2e-3, 0.5, 64) == 3e-3
-    assert assignment.scheduled_rate(2e-3, 0, 64) == 2e-3
+    assert assignment.scheduled_rate(1e-3, 2.5) == rates[-1]
+    np.testing.assert_allclose(assignment.scheduled_rate(3e-3, 0.4), 3 * assignment.scheduled_rate(1e-3, 0.4))
 
 
 def test_progress_is_counted_over_epochs_and_batches(monkeypatch):
     asked = []
-    monkeypatch.setattr(assignment, "scheduled_rate", lambda *arguments: asked.append(arguments) or 1e-9)
+    monkeypatch.setattr(assignment, "scheduled_rate", lambda rate, progress: asked.append((rate, progress)) or 1e-9)
     model = VAE(784)
     for loader in (small_loader(), small_loader(24), (batch for batch in small_loader(24))):  # no length
         assignment.train_vae(model, loader, settings(num_epochs=4, learning_rate=2e-3))
-    rates, progress, sizes = zip(*asked)
-    assert set(rates) == {2e-3} and sizes == (16, 16, 16, 24, 24, 24, 24)
+    rates, progress = zip(*asked)
+    assert set(rates) == {2e-3}
     np.testing.assert_allclose(progress, np.array([1 / 3, 2 / 3, 1, 1.5, 2, 2.5, 2.5]) / 4)
 
 
