@@ -34,8 +34,7 @@ NUM_CLASSES = 10
 HANDOUT_LOSS = 120  # after 10 epochs the handout asks for less, of both models
 
 STEP_SIZE = 256  # images in an optimizer step, at the most: a larger batch of the loader takes several steps
-PRIOR_SCALE = 1.05  # of a CVAE in training: then z ~ N(0, I) seldom falls where its decoder was never trained
-RATE_SCHEDULE = [0.0, 0.5, 1.0], [1.0, 4.0, 0.02]  # done of the training; times --learning_rate; straight in between
+PRIOR_SCALE = 1.065  # of a CVAE in training: then z ~ N(0, I) seldom falls where its decoder was never trained
 
 
 def parseArguments():
@@ -150,9 +149,14 @@ def load_mnist(batch_size, buffer_size=1024):
     return indices.map(gather).prefetch(1).with_options(options)
 
 
-def scheduled_rate(learning_rate, progress):
-    """Adam's learning rate when `progress` of the training, from 0 to 1, is done; beyond 1 it stays as it is there."""
-    return learning_rate * np.interp(progress, *RATE_SCHEDULE)
+def scheduled_rate(learning_rate, progress, step_size):
+    """Adam's learning rate when `progress` of the training, from 0 to 1, is done; beyond 1 it stays as it is there.
+
+    It rises from `learning_rate` to the middle, then falls to almost 0. In steps of STEP_SIZE images the peak is four
+    times `learning_rate`; with fewer it goes down by the root of their number, as their gradient is noisier.
+    """
+    peak = 4 * math.sqrt(step_size / STEP_SIZE)
+    return learning_rate * np.interp(progress, [0, 0.5, 1], [1, peak, 0.02])
 
 
 def train_vae(model, train_loader, args, is_cvae=False):
@@ -171,8 +175,8 @@ def train_vae(model, train_loader, args, is_cvae=False):
 
     Raises:
         ValueError: `is_cvae` is not what the model is; the learning rate is out of range; the loader gives no batch, or
-            one that does not fit, and then the weights are as they were before that batch; or the loss is no longer
-            finite, and then the weights are those of the last step whose loss was.
+            one that does not fit, and then the weights are as they were before that batch; or the loss or a weight is
+            no longer finite, and then the weights are as they were before the epoch, and Adam starts anew.
     """
     if bool(is_cvae) != hasattr(model, "num_classes"):
         raise ValueError(f"is_cvae is {is_cvae}, but the model is a {type(model).__name__}: pass is_cvae={not is_cvae}")
@@ -182,29 +186,34 @@ def train_vae(model, train_loader, args, is_cvae=False):
         model.training_state = TrainingState(model)
     state = model.training_state
     step = state.compiled_step()
+    weights_before = model.get_weights()
     kl_weight = getattr(args, "kl_weight", 1.0)
     num_batches = operator.length_hint(train_loader)  # 0 if the loader cannot tell
     bar = tf.keras.utils.Progbar(num_batches or None, verbose=1 if sys.stdout.isatty() else 0)
     total, i = 0.0, 0
     for i, batch in enumerate(train_loader, start=1):
-        images, labels = check_batch(batch, model)
-        inputs = [images, one_hot(labels, model.num_classes)] if is_cvae else [images]
+        batch = check_batch(batch, model)
+        size = len(batch[0])
         progress = (state.epochs + (i / num_batches if num_batches else 0.5)) / max(args.num_epochs, 1)
-        rate = scheduled_rate(args.learning_rate, progress)
         loss = 0.0
-        for start in range(0, len(images), STEP_SIZE):
-            step_size = min(STEP_SIZE, len(images) - start)
-            loss += float(step(inputs, start, rate, kl_weight)) * step_size / len(images)
-        if not math.isfinite(loss):
-            raise ValueError(
-                f"the loss is {loss} in epoch {state.epochs + 1} at learning rate {args.learning_rate}: "
-                "try a smaller --learning_rate"
-            )
+        for start in range(0, size, STEP_SIZE):
+            step_size = min(STEP_SIZE, size - start)
+            rate = scheduled_rate(args.learning_rate, progress, step_size)
+            loss += float(step(batch, start, rate, kl_weight)) * step_size / size
         total += loss
         bar.update(i, [("loss", loss)])
+        if not math.isfinite(loss):
+            break
     if i == 0:
         raise ValueError("the loader gave no batch: is it empty, or an iterator that an epoch before has used up?")
     state.epochs += 1
+    if not all(np.isfinite(numbers).all() for numbers in [total, *model.get_weights()]):
+        model.set_weights(weights_before)
+        del model.training_state
+        raise ValueError(
+            f"the loss is no longer finite in epoch {state.epochs} at learning rate {args.learning_rate}: "
+            "try a smaller --learning_rate"
+        )
     return total
 
 
@@ -212,7 +221,7 @@ def check_batch(batch, model):
     """A batch of somebody's loader, an (images, labels) pair, if it is one that `model` can be trained on.
 
     Returns:
-        Images (N, 1, H, W), a float32 tensor, and labels (N,), an array; a VAE's labels as they came.
+        A list of images (N, 1, H, W), float32, and for a CVAE labels (N,), int64.
 
     Raises:
         ValueError: the images or the labels have another shape, or values that they cannot have.
@@ -227,27 +236,14 @@ def check_batch(batch, model):
     if not (low >= 0 and high <= 1):  # NaN is neither
         raise ValueError(f"images must have values in [0, 1], as a division by 255 gives; got {low:g} to {high:g}")
     if not hasattr(model, "num_classes"):
-        return images, labels
+        return [images]
     labels = np.asarray(labels)
     if labels.shape not in [(len(images),), (len(images), 1)]:
         raise ValueError(f"labels must be digits, ({len(images)},) for as many images; got the shape {labels.shape}")
     if not np.isin(labels, np.arange(model.num_classes)).all():
-        values = np.unique(labels)
-        highest = model.num_classes - 1
+        values, highest = np.unique(labels), model.num_classes - 1
         raise ValueError(f"labels must be whole numbers from 0 to {highest}; got {values[0]} to {values[-1]}")
-    return images, labels
-
-
-def training_objective(loss, mu, logvar, kl_weight, prior_scale):
-    """What an optimizer step minimises: `loss`, as of `loss_function`, with another KL term.
-
-    Args:
-        loss, mu, logvar: scalar, (N, Z), (N, Z).
-        kl_weight: lambda, the weight of the KL divergence.
-        prior_scale: s, where the KL divergence is taken to N(0, s² I).
-    """
-    kl = kl_weight * kl_divergence(mu, logvar, prior_scale) - kl_divergence(mu, logvar)
-    return loss + kl / tf.cast(tf.shape(mu)[0], mu.dtype)
+    return [images, labels.reshape(-1).astype(np.int64)]
 
 
 class TrainingState:
@@ -264,9 +260,9 @@ class TrainingState:
         """A step of Adam for the variables that are trainable now.
 
         Returns:
-            A function of the model's inputs; of `start`, from where on STEP_SIZE of them, or what is left, are used; of
-            the learning rate; and of the weight of the KL term. It gives `loss_function`, whatever the KL term weighs;
-            or NaN, if the loss or a gradient is not finite, and then it moves nothing.
+            A function of a batch as `check_batch` gives it; of `start`, from where on STEP_SIZE of its images, or what
+            is left, are used; of the learning rate; and of the weight of the KL term. It gives `loss_function`,
+            whatever the KL term weighs.
         """
         variables = self.model.trainable_variables
         key = tuple(map(id, variables))
@@ -280,25 +276,27 @@ class TrainingState:
 
     def _compile(self, variables):
         model, side = self.model, math.isqrt(self.model.input_size)
-        inputs, prior_scale = [tf.TensorSpec((None, 1, side, side))], 1.0
+        batch, prior_scale = [tf.TensorSpec((None, 1, side, side))], 1.0
         if hasattr(model, "num_classes"):
-            inputs, prior_scale = [*inputs, tf.TensorSpec((None, model.num_classes))], PRIOR_SCALE
+            batch, prior_scale = [*batch, tf.TensorSpec((None,), tf.int64)], PRIOR_SCALE
         number = tf.TensorSpec(())
 
-        @tf.function(input_signature=[inputs, tf.TensorSpec((), tf.int32), number, number])  # one trace for all sizes
-        def step(inputs, start, learning_rate, kl_weight):
-            x, *c = [tensor[start : start + STEP_SIZE] for tensor in inputs]
+        # One trace for batches of all sizes.
+        @tf.function(input_signature=[batch, tf.TensorSpec((), tf.int32), number, number])
+        def step(batch, start, learning_rate, kl_weight):
+            x, *labels = [tensor[start : start + STEP_SIZE] for tensor in batch]
+            c = [one_hot(digits, model.num_classes) for digits in labels]
             with tf.GradientTape() as tape:
                 x_hat, mu, logvar = model(x, *c)
                 loss = loss_function(x_hat, x, mu, logvar)
-                objective = training_objective(loss, mu, logvar, kl_weight, prior_scale)
+                # The loss has the plain KL term; this exchanges it for the one to train with.
+                further_kl = kl_weight * kl_divergence(mu, logvar, prior_scale) - kl_divergence(mu, logvar)
+                objective = loss + further_kl / tf.cast(tf.shape(mu)[0], mu.dtype)
             gradients = tape.gradient(objective, variables, unconnected_gradients="zero")
-            finite = tf.reduce_all([tf.math.is_finite(tf.reduce_sum(tensor)) for tensor in [objective, *gradients]])
-            if finite:
-                self.steps.assign_add(1.0)
-                for variable, gradient in zip(variables, gradients):
-                    adam_update(*self.moments[id(variable)], gradient, learning_rate, self.steps)
-            return tf.where(finite, loss, math.nan)
+            self.steps.assign_add(1.0)
+            for variable, gradient in zip(variables, gradients):
+                adam_update(*self.moments[id(variable)], gradient, learning_rate, self.steps)
+            return loss
 
         return step.get_concrete_function()  # a call of it checks the arguments once, a call of `step` three times
 
@@ -382,20 +380,16 @@ def load_weights(model):
         FileNotFoundError: none are saved.
         ValueError: the file is damaged, or of a model with another latent size.
     """
+    path = weights_path(model)
     flag = " --is_cvae" if isinstance(model, CVAE) else ""
-    return read_weights(model, f"train new ones with `python assignment.py{flag} --latent_size {model.latent_size}`")
-
-
-def read_weights(network, remedy):
-    """`load_weights` of any Keras network; its errors end in `remedy`, what to do about them."""
-    path = weights_path(network)
+    remedy = f"train new ones with `python assignment.py{flag} --latent_size {model.latent_size}`"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {remedy}")
     try:
-        network.load_weights(str(path))
+        model.load_weights(str(path))
     except Exception as error:  # h5py and Keras raise a dozen kinds, by version and by what is wrong
         raise ValueError(f"{path} is damaged, or of another model, latent size or TensorFlow: {remedy}") from error
-    return network
+    return model
 
 
 def show_vae_images(model, latent_size):

@@ -24,7 +24,6 @@ from assignment import (
     number,
     one_hot,
     read_mnist,
-    read_weights,
     save_figure,
     save_model_weights,
     tile_images,
@@ -72,9 +71,15 @@ def load_classifier():
         name="classifier",
     )
     classifier.build((None, 28, 28))
-    if weights_path(classifier).exists():
-        return read_weights(classifier, "delete it, and the next run trains another")
-    check_room(weights_path(classifier).parent, classifier)  # now, not after a minute of training
+    path = weights_path(classifier)
+    if path.exists():
+        try:
+            classifier.load_weights(str(path))
+        except Exception as error:  # many kinds, as in `load_weights`
+            remedy = "delete it, and the next run trains another"
+            raise ValueError(f"{path} is damaged, or of another TensorFlow: {remedy}") from error
+        return classifier
+    check_room(path.parent, classifier)  # now, not after a minute of training
     print("Training the classifier, once:", flush=True)
     images, labels = read_mnist("train")
     epochs, batch_size = 6, 128

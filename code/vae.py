@@ -41,6 +41,7 @@ class _Autoencoder(tf.keras.Model):
                 layers.Dense(
                     input_size,
                     activation="sigmoid",
+                    kernel_initializer=_near_zero(0.005),
                     bias_initializer=tf.keras.initializers.Constant(PIXEL_LOGIT),
                     dtype="float32",
                 ),
@@ -54,7 +55,7 @@ class _Autoencoder(tf.keras.Model):
         self.decoder.build((None, latent_size + num_classes))
         self.built = True
         if num_classes:
-            _strengthen_label_rows(self.encoder.layers[1].kernel, num_classes)
+            _strengthen_label_rows(self.encoder.layers[1].kernel, num_classes, gain=1.5)
             _strengthen_label_rows(self.decoder.layers[0].kernel, num_classes)
 
     def get_config(self):
@@ -247,19 +248,24 @@ def _posterior_layer(latent_size, num_classes):
 
     z then says little at first, and the decoder has to listen to c.
     """
-    initializer = tf.keras.initializers.RandomNormal(stddev=0.02) if num_classes else "glorot_uniform"
+    initializer = _near_zero(0.02) if num_classes else "glorot_uniform"
     return tf.keras.layers.Dense(latent_size, kernel_initializer=initializer, dtype="float32")
 
 
-def _strengthen_label_rows(kernel, num_classes):
-    """Scale a kernel's last `num_classes` rows, which take a one-hot label, from the kernel's fan-in to a fan-in of 1.
+def _near_zero(stddev):
+    """An initializer of weights that do little at first; a new one for each layer, or Keras 3 draws the same twice."""
+    return tf.keras.initializers.RandomNormal(stddev=stddev)
 
-    Of these rows one is in use at a time, so that is their fan-in. Left as they are they would be 28 times smaller in
+
+def _strengthen_label_rows(kernel, num_classes, gain=1.0):
+    """Scale a kernel's last `num_classes` rows, which take a one-hot label, to `gain` times what a fan-in of 1 gives.
+
+    One of these rows is in use at a time, so that is their fan-in. As they are drawn they would be 28 times smaller in
     the encoder and 5 times smaller in the decoder; the class would then reach the decoder sooner through z than through
     c, and a random z decode to a random digit whatever c asks for.
     """
     rows = kernel.shape[0]
-    scale = [[1.0]] * (rows - num_classes) + [[math.sqrt(rows)]] * num_classes
+    scale = [[1.0]] * (rows - num_classes) + [[gain * math.sqrt(rows)]] * num_classes
     kernel.assign(kernel * tf.constant(scale, kernel.dtype))
 
 

@@ -224,13 +224,13 @@ def test_label_reaches_both_encoder_and_decoder():
         assert len(np.unique(by_class.numpy().reshape(10, -1).round(5), axis=0)) == 10
 
 
-def test_label_rows_start_as_strong_as_all_inputs_together():
-    model = CVAE(784)
-    for kernel in (model.encoder.trainable_variables[0].numpy(), model.decoder.trainable_variables[0].numpy()):
-        inputs, label = kernel[:-10], kernel[-10:]
-        np.testing.assert_allclose(inputs.std(), np.sqrt(2 / len(kernel)), rtol=0.05)
-        np.testing.assert_allclose(label.std(), np.sqrt(2), rtol=0.05)
-        assert len(np.unique(label, axis=0)) == 10
+@pytest.mark.parametrize(("part", "strength"), [("encoder", 1.5), ("decoder", 1)])
+def test_a_label_starts_as_strong_as_all_inputs_together_or_stronger(part, strength):
+    kernel = getattr(CVAE(784), part).trainable_variables[0].numpy()
+    inputs, label = kernel[:-10], kernel[-10:]
+    np.testing.assert_allclose(inputs.std(), np.sqrt(2 / len(kernel)), rtol=0.05)
+    np.testing.assert_allclose(label.std(), strength * np.sqrt(2), rtol=0.05)
+    assert len(np.unique(label, axis=0)) == 10
 
 
 @pytest.mark.parametrize("size", [0, -4, 783])
@@ -307,8 +307,8 @@ def test_a_saved_model_is_loaded_by_whoever_imports_vae_and_trains_on(make, epoc
     loaded = tf.keras.models.load_model(tmp_path / WHOLE_MODEL)
     assert type(loaded) is make
     assert_same_weights(loaded, model)
-    losses = train(loaded, 8)
-    assert losses[-1] < losses[0]
+    losses = train(loaded, 30)
+    assert np.mean(losses[-5:]) < losses[0]
 
     program = (
         "import sys, numpy, vae, tensorflow as tf; folder = sys.argv[1];"
@@ -346,8 +346,8 @@ def test_a_trained_model_is_copied_with_its_weights(make):
     copied = copy.deepcopy(model)
     assert_same_weights(copied, model)
     before = model.get_weights()
-    losses = train(copied, 8)
-    assert losses[-1] < losses[0]
+    losses = train(copied, 30)
+    assert np.mean(losses[-5:]) < losses[0]
     for ours, then in zip(model.get_weights(), before):
         np.testing.assert_array_equal(ours, then)
 
@@ -378,8 +378,8 @@ def test_dtype_policies(make, policy):
     model = make(784)
     assert all(output.dtype == "float32" for output in model(*inputs_of(model)))
     assert model.encoder(np.zeros((1, 1, 28, 28) if make is VAE else (1, 794))).dtype == policy.removeprefix("mixed_")
-    losses = train(model, 8)
-    assert losses[-1] < losses[0]
+    losses = train(model, 30)
+    assert np.mean(losses[-5:]) < losses[0]
 
 
 @pytest.mark.parametrize("make", [VAE, CVAE])
