@@ -41,7 +41,7 @@ class _Autoencoder(tf.keras.Model):
                 layers.Dense(
                     input_size,
                     activation="sigmoid",
-                    kernel_initializer=_near_zero(0.005),
+                    kernel_initializer=_near_zero(0.005),  # a plain loop's loss ends 1 to 3 lower than with Keras's
                     bias_initializer=tf.keras.initializers.Constant(PIXEL_LOGIT),
                     dtype="float32",
                 ),
@@ -262,7 +262,8 @@ def _strengthen_label_rows(kernel, num_classes, gain=1.0):
 
     One of these rows is in use at a time, so that is their fan-in. As they are drawn they would be 28 times smaller in
     the encoder and 5 times smaller in the decoder; the class would then reach the decoder sooner through z than through
-    c, and a random z decode to a random digit whatever c asks for.
+    c, and a random z decode to a random digit whatever c asks for. The encoder's gain is by trial: more of it makes
+    samples more readable, and the loss of a plain loop higher.
     """
     rows = kernel.shape[0]
     scale = [[1.0]] * (rows - num_classes) + [[gain * math.sqrt(rows)]] * num_classes
