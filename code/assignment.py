@@ -293,9 +293,10 @@ class TrainingState:
                 further_kl = kl_weight * kl_divergence(mu, logvar, prior_scale) - kl_divergence(mu, logvar)
                 objective = loss + further_kl / tf.cast(tf.shape(mu)[0], mu.dtype)
             gradients = tape.gradient(objective, variables, unconnected_gradients="zero")
-            self.steps.assign_add(1.0)
-            for variable, gradient in zip(variables, gradients):
-                adam_update(*self.moments[id(variable)], gradient, learning_rate, self.steps)
+            steps = tf.identity(self.steps.assign_add(1.0))  # read once, not once a variable: 4% of an epoch at 128
+            with tf.control_dependencies(gradients):  # updates beside the last products take their caches: 4% at 128
+                for variable, gradient in zip(variables, gradients):
+                    adam_update(*self.moments[id(variable)], gradient, learning_rate, steps)
             return loss
 
         return step.get_concrete_function()  # a call of it checks the arguments once, a call of `step` three times
