@@ -264,25 +264,21 @@ class TrainingState:
             is left, are used; of the learning rate; and of the weight of the KL term. It gives `loss_function`,
             whatever the KL term weighs.
         """
-        variables = self.model.trainable_variables
+        model, variables = self.model, self.model.trainable_variables
         key = tuple(map(id, variables))
-        if key not in self.compiled:
-            for variable in variables:
-                zeros = tf.zeros(variable.shape, variable.dtype)
-                moments = [tf.Variable(zeros, trainable=False) for _ in range(2)]
-                self.moments.setdefault(id(variable), (variable, *moments))
-            self.compiled[key] = self._compile(variables)
-        return self.compiled[key]
-
-    def _compile(self, variables):
-        model, side = self.model, math.isqrt(self.model.input_size)
+        if key in self.compiled:
+            return self.compiled[key]
+        for variable in variables:
+            zeros = tf.zeros(variable.shape, variable.dtype)
+            moments = [tf.Variable(zeros, trainable=False) for _ in range(2)]
+            self.moments.setdefault(id(variable), (variable, *moments))
+        side, scalar = math.isqrt(model.input_size), tf.TensorSpec(())
         batch, prior_scale = [tf.TensorSpec((None, 1, side, side))], 1.0
         if hasattr(model, "num_classes"):
             batch, prior_scale = [*batch, tf.TensorSpec((None,), tf.int64)], PRIOR_SCALE
-        number = tf.TensorSpec(())
 
         # One trace for batches of all sizes.
-        @tf.function(input_signature=[batch, tf.TensorSpec((), tf.int32), number, number])
+        @tf.function(input_signature=[batch, tf.TensorSpec((), tf.int32), scalar, scalar])
         def step(batch, start, learning_rate, kl_weight):
             x, *labels = [tensor[start : start + STEP_SIZE] for tensor in batch]
             c = [one_hot(digits, model.num_classes) for digits in labels]
@@ -299,7 +295,8 @@ class TrainingState:
                     adam_update(*self.moments[id(variable)], gradient, learning_rate, steps)
             return loss
 
-        return step.get_concrete_function()  # a call of it checks the arguments once, a call of `step` three times
+        # A call of the concrete function checks the arguments once, a call of `step` three times.
+        return self.compiled.setdefault(key, step.get_concrete_function())
 
 
 def adam_update(variable, m, v, gradient, learning_rate, step):
