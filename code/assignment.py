@@ -51,7 +51,7 @@ def parseArguments():
     add("--num_epochs", type=number(int, 0), default=10, help="passes over the training images")
     add("--latent_size", type=number(int, 1), default=15, help="dimensions of the latent space")
     add("--input_size", type=number(int, INPUT_SIZE, INPUT_SIZE), default=INPUT_SIZE, help="pixels of an image")
-    rate = "Adam's at the start; it rises fourfold to the middle of training, then falls to almost 0"
+    rate = "Adam's at the start; it rises, fourfold at most, to the middle of training, then falls to almost 0"
     add("--learning_rate", type=number(float, 1e-12), default=1e-3, help=rate)
     add("--kl_weight", type=number(float, 0), default=unless_given, help="lambda in training (default: 1)")
     seed = "same seed, same losses and pictures (default: other ones every run)"
@@ -296,7 +296,8 @@ class TrainingState:
             return loss
 
         # A call of the concrete function checks the arguments once, a call of `step` three times.
-        return self.compiled.setdefault(key, step.get_concrete_function())
+        self.compiled[key] = step.get_concrete_function()
+        return self.compiled[key]
 
 
 def adam_update(variable, m, v, gradient, learning_rate, step):

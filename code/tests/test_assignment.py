@@ -186,6 +186,7 @@ def test_a_step_follows_the_gradient_of_the_elbo_with_the_kl_weight_and_prior_as
 ):
     monkeypatch.setattr(vae, "reparametrize", lambda mu, logvar: mu)  # so that both gradients are of the same z
     monkeypatch.setattr(assignment, "adam_update", lambda variable, m, v, gradient, *_: variable.assign_sub(gradient))
+    assert assignment.PRIOR_SCALE > 1
     monkeypatch.setattr(assignment, "PRIOR_SCALE", 1.3)
     model = CVAE(784) if is_cvae else VAE(784)
     images, labels = small_loader()[0]
@@ -239,6 +240,8 @@ def test_the_learning_rate_warms_up_cools_down_and_never_ends():
     assert np.all(np.diff(rates[: peak + 1]) > 0) and np.all(np.diff(rates[peak:]) < 0)
     assert rates[0] == 1e-3 and 0 < rates[-1] < 1e-4
     assert assignment.scheduled_rate(1e-3, 2.5, 256) == rates[-1]
+    scheduled = [assignment.scheduled_rate(rate, 0.4, 256) for rate in (1e-3, 3e-3)]
+    np.testing.assert_allclose(scheduled[1], 3 * scheduled[0])
     assert assignment.scheduled_rate(2e-3, 0.5, 64) == 4e-3
     assert assignment.scheduled_rate(2e-3, 0, 64) == 2e-3
 

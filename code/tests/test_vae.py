@@ -277,9 +277,9 @@ def assert_same_weights(model, other):
 
 
 def train(model, epochs=1):
-    """The losses of some epochs of `train_vae` on a batch of six."""
+    """The losses of some epochs of `train_vae` on a batch of six images, as dark as digits."""
     args = argparse.Namespace(learning_rate=1e-3, num_epochs=100)
-    loader = [(IMAGES, LABELS.argmax(axis=1))]
+    loader = [(IMAGES**6, LABELS.argmax(axis=1))]
     return [assignment.train_vae(model, loader, args, isinstance(model, CVAE)) for _ in range(epochs)]
 
 
@@ -307,8 +307,8 @@ def test_a_saved_model_is_loaded_by_whoever_imports_vae_and_trains_on(make, epoc
     loaded = tf.keras.models.load_model(tmp_path / WHOLE_MODEL)
     assert type(loaded) is make
     assert_same_weights(loaded, model)
-    losses = train(loaded, 30)
-    assert np.mean(losses[-5:]) < losses[0]
+    losses = train(loaded, 8)
+    assert losses[-1] < losses[0]
 
     program = (
         "import sys, numpy, vae, tensorflow as tf; folder = sys.argv[1];"
@@ -346,8 +346,8 @@ def test_a_trained_model_is_copied_with_its_weights(make):
     copied = copy.deepcopy(model)
     assert_same_weights(copied, model)
     before = model.get_weights()
-    losses = train(copied, 30)
-    assert np.mean(losses[-5:]) < losses[0]
+    losses = train(copied, 8)
+    assert losses[-1] < losses[0]
     for ours, then in zip(model.get_weights(), before):
         np.testing.assert_array_equal(ours, then)
 
@@ -378,8 +378,8 @@ def test_dtype_policies(make, policy):
     model = make(784)
     assert all(output.dtype == "float32" for output in model(*inputs_of(model)))
     assert model.encoder(np.zeros((1, 1, 28, 28) if make is VAE else (1, 794))).dtype == policy.removeprefix("mixed_")
-    losses = train(model, 30)
-    assert np.mean(losses[-5:]) < losses[0]
+    losses = train(model, 8)
+    assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("make", [VAE, CVAE])
