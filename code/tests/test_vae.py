@@ -196,10 +196,9 @@ def test_mu_and_logvar_start_apart():
         assert not np.array_equal(model.mu_layer.kernel.numpy(), model.logvar_layer.kernel.numpy())
 
 
-def test_pixels_start_as_dark_as_those_of_mnist():
-    images = VAE(784).decoder(np.zeros((3, 15), "float32"))
-    mean = assignment.read_mnist("test")[0].mean() / 255
-    np.testing.assert_allclose(images, mean, atol=0.02)
+def test_pixels_start_nearly_as_dark_as_those_of_mnist():
+    images = VAE(784).decoder(np.zeros((3, 15), "float32")).numpy()
+    assert assignment.read_mnist("test")[0].mean() / 255 < images.min() <= images.max() < 0.2
 
 
 def test_posterior_is_the_encoders_and_the_image_the_decoders():
@@ -277,10 +276,20 @@ def assert_same_weights(model, other):
 
 
 def train(model, epochs=1):
-    """The losses of some epochs of `train_vae` on a batch of six images, as dark as digits."""
+    """The losses of some epochs of `train_vae` on a batch of six random images."""
     args = argparse.Namespace(learning_rate=1e-3, num_epochs=100)
-    loader = [(IMAGES**6, LABELS.argmax(axis=1))]
+    loader = [(IMAGES, LABELS.argmax(axis=1))]
     return [assignment.train_vae(model, loader, args, isinstance(model, CVAE)) for _ in range(epochs)]
+
+
+@pytest.mark.parametrize("make", [VAE, CVAE])
+def test_the_loss_of_random_images_falls_from_the_first_epoch(make):
+    tf.keras.utils.set_random_seed(0)
+    loader = [(RNG.random((128, 1, 28, 28)), np.arange(128) % 10) for _ in range(3)]
+    args = argparse.Namespace(learning_rate=1e-3, num_epochs=10)
+    model = make(784)
+    first, second = (assignment.train_vae(model, loader, args, make is CVAE) for _ in range(2))
+    assert second < 0.95 * first
 
 
 def new_model(make):
