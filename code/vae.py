@@ -11,8 +11,8 @@ import tensorflow as tf
 
 HIDDEN_DIM = 400  # the width in Kingma and Welling's MNIST networks is 500, in most public ones 400
 EPSILON = 1e-7  # keeps log(0) out of the cross-entropy; Keras clips probabilities at the same value
-# MNIST's average pixel, 0.13, has log-odds of -1.9: no epoch goes into learning that paper is black. Not lower than
-# this, or the loss on brighter images, such as random ones in a test, rises for some steps before it falls.
+# MNIST's average pixel, 0.13, has log-odds of -1.9: no epoch goes into learning that paper is black. A little
+# lighter, as from there the loss on brighter images, such as a test's random ones, rises for some steps at first.
 PIXEL_LOGIT = -1.5
 
 
