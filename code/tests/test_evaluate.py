@@ -1,5 +1,9 @@
 """The measures of evaluate.py on cases whose answer is known."""
 
+import contextlib
+import sys
+
+import assignment
 import evaluate
 import numpy as np
 import pytest
@@ -37,32 +41,47 @@ def test_spread_is_1_for_real_images_and_0_for_one_picture_a_digit():
     assert evaluate.spread(images[shuffled], labels[shuffled], images, labels) == pytest.approx(1)
 
 
-def test_grade_counts_what_the_classifier_reads(monkeypatch, tmp_path, capsys):
-    """A decoder that writes the digit into a pixel, misprinting 7 as 1, and a classifier that reads that pixel."""
-    monkeypatch.setattr(evaluate, "elbo_terms", lambda model, *_: (90.0, 20.0) if model == "vae" else (115.0, 6.0))
-    monkeypatch.setitem(evaluate.read_mnist.__globals__, "OUTPUTS", tmp_path)
+class Printer:
+    """A decoder that writes the digit asked for into the first pixels, misprints 7 as 1, and adds noise."""
 
-    class Model:
-        num_classes, latent_size = 10, 15
+    num_classes, latent_size = 10, 4000
 
-        def decoder(self, z):
-            digit = tf.argmax(z[:, 15:], axis=1)
-            digit = tf.where(digit == 7, tf.ones_like(digit), digit)
-            noise = tf.random.uniform((len(z), 1, 28, 28))
-            return tf.concat(
-                [tf.ones((len(z), 1, 1, 28)) * tf.cast(digit, tf.float32)[:, None, None, None] / 10, noise[:, :, 1:]], 2
-            )
+    def decoder(self, z):
+        np.testing.assert_allclose(np.std(z[::100, :4000], axis=1), 1, atol=0.06)  # a narrower z would read better
+        digit = np.argmax(z[:, 4000:], axis=1)
+        images = RNG.random((len(z), 1, 28, 28), np.float32)
+        images[:, 0, 0] = np.where(digit == 7, 1, digit)[:, np.newaxis] / 10
+        return images
 
-    class Classifier:
-        def predict(self, images, **_):
-            return np.eye(10)[np.rint(images[:, 0, 0] * 10).astype(int) % 10]
 
-    grade = evaluate.grade("vae", Model(), Classifier())
-    assert grade["accuracy"] == pytest.approx(0.9)
-    assert grade["worst"] == 0
-    assert (grade["vae_loss"], grade["cvae_loss"], grade["passed"]) == (110, 121, False)
+class Reader:
+    """A classifier that reads those pixels."""
+
+    def predict(self, images, **_):
+        return np.eye(10)[np.rint(images[:, 0, 0] * 10).astype(int)]
+
+
+def test_samples_are_counted_as_the_classifier_reads_them(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(assignment, "OUTPUTS", tmp_path)
+    monkeypatch.setattr(evaluate, "SAMPLES", 1000)
+    images, labels = RNG.integers(0, 256, (1000, 28, 28)).astype(np.uint8), np.arange(1000) % 10
+    images[:, 0] = 0  # are read as zeros
+    accuracy, worst, varied = evaluate.grade_samples(Printer(), Reader(), images, labels)
+    assert (accuracy, worst, varied) == (pytest.approx(0.9), 0, pytest.approx(1, abs=0.05))
     printed = capsys.readouterr().out
-    assert "pass  VAE loss below 120" in printed
-    assert "FAIL  CVAE loss below 120" in printed
-    assert "FAIL  CVAE samples recognised, more than 90%" in printed
+    assert "90.00% of 1,000 samples recognised, 0.0% of the worst digit" in printed
+    assert "reads 10.00% of the real test images" in printed
     assert (tmp_path / "evaluate_cvae.png").exists()
+
+
+@pytest.mark.parametrize(("bce", "verdict"), [(95.0, "pass"), (115.0, "FAIL")])
+def test_main_grades_the_model_that_is_saved_on_all_test_images(monkeypatch, tmp_path, capsys, bce, verdict):
+    monkeypatch.setattr(assignment, "OUTPUTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py"])
+    monkeypatch.setattr(evaluate, "elbo_terms", lambda model, images, labels: (bce, len(images) / 1000))
+    assignment.save_model_weights(VAE(784))
+    with contextlib.nullcontext() if verdict == "pass" else pytest.raises(SystemExit, match="1"):
+        evaluate.main()
+    printed = capsys.readouterr().out
+    assert f"VAE: loss {bce + 10:.2f}" in printed and f"{verdict}  VAE loss below 120" in printed
+    assert "cvae.weights.h5 is missing" in printed and "--is_cvae" in printed and "CVAE loss" not in printed
