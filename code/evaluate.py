@@ -69,10 +69,8 @@ def load_classifier():
     images, labels = read_mnist("train")
     epochs, batch_size = 6, 128
     rate = tf.keras.optimizers.schedules.CosineDecay(2e-3, epochs * len(images) // batch_size)
-    classifier.compile(
-        optimizer=tf.keras.optimizers.Adam(rate),
-        loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    classifier.compile(optimizer=tf.keras.optimizers.Adam(rate), loss=loss, jit_compile=False)
     verbose = "auto" if sys.stdout.isatty() else 2
     classifier.fit(images / np.float32(255), labels, batch_size=batch_size, epochs=epochs, verbose=verbose)
     save_model_weights(classifier)
@@ -180,8 +178,7 @@ def main():
     print("The handout's bars")
     for bar, holds in bars.items():
         print(f"  {'pass' if holds else 'FAIL'}  {bar}")
-    if not all(bars.values()):
-        sys.exit(1)
+    sys.exit(0 if all(bars.values()) else 1)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,7 @@ class _Autoencoder(tf.keras.Model):
         super().__init__(name=name, dtype="float32")  # whatever the global dtype policy is; the hidden layers follow it
         side = math.isqrt(max(input_size, 0))
         if side < 1 or side**2 != input_size:
-            raise ValueError(
-                f"input_size must be the pixels of a square image, such as 784 = 28 * 28; got {input_size}"
-            )
+            raise ValueError(f"input_size must be a square, as of 28 * 28 = 784 pixels; got {input_size}")
         if latent_size < 1:
             raise ValueError(f"latent_size must be 1 or more; got {latent_size}")
         self.input_size = operator.index(input_size)
@@ -138,8 +136,7 @@ class CVAE(_Autoencoder):
         """
         x = _as_float32(x, "x", (None, *self._image_shape))
         c = _as_float32(c, "c", (None, self.num_classes))
-        flat = tf.reshape(x, (-1, self.input_size))
-        return self._autoencode(tf.concat([flat, c], axis=1), c)
+        return self._autoencode(tf.concat([tf.reshape(x, (-1, self.input_size)), c], axis=1), c)
 
 
 def reparametrize(mu, logvar):

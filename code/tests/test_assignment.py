@@ -3,7 +3,6 @@
 import argparse
 import itertools
 import re
-import shutil
 import sys
 
 import assignment
@@ -45,12 +44,8 @@ def train(model, loader=None, epochs=1, **changed):
     return [assignment.train_vae(model, loader, settings(**changed), is_cvae) / len(loader) for _ in range(epochs)]
 
 
-def weights_of(model):
-    return [variable.numpy().copy() for variable in model.trainable_variables]
-
-
 def same(these, those):
-    return all(np.array_equal(a, b) for a, b in zip(these, those, strict=True))
+    return len(these) == len(those) and all(map(np.array_equal, these, those))
 
 
 # Data
@@ -122,10 +117,9 @@ def test_one_hot(dtype):
 def test_training_lowers_the_loss_and_takes_any_loader(make):
     tf.keras.utils.set_random_seed(1)
     model = make(784)
-    losses = train(model, epochs=4, num_epochs=8)
     dataset = tf.data.Dataset.from_tensor_slices(small_loader(ENTRIES, "float32")[0]).batch(20)
-    losses += train(model, dataset, num_epochs=8)
     unknown_length = iter(small_loader(7))
+    losses = train(model, epochs=4, num_epochs=8) + train(model, dataset, num_epochs=8)
     losses += [assignment.train_vae(model, unknown_length, settings(num_epochs=8), make is CVAE) / 7]
     assert all(isinstance(loss, float) for loss in losses)
     assert losses[-1] < losses[3] < losses[0]
@@ -133,9 +127,7 @@ def test_training_lowers_the_loss_and_takes_any_loader(make):
 
 def test_the_returned_loss_is_the_sum_of_loss_function_over_the_loaders_batches():
     model = VAE(784)
-    for layer in (model.mu_layer, model.logvar_layer):
-        layer.kernel.assign(tf.zeros_like(layer.kernel))
-    model.logvar_layer.bias.assign(tf.fill((15,), -60.0))  # z is mu, so the loss is not random
+    model.logvar_layer.set_weights([np.zeros((400, 15)), np.full(15, -60.0)])  # z is mu, so the loss is not random
     expected = sum(loss_function(model(x)[0], x, *model(x)[1:]).numpy() for x, _ in small_loader(20))
     loss = assignment.train_vae(model, small_loader(20), settings(learning_rate=1e-30))
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
@@ -151,15 +143,15 @@ def test_a_batch_is_one_step_of_the_users_own_optimizer_down_the_gradient_of_the
     with tf.GradientTape() as tape:
         x_hat, mu, logvar = model(x, assignment.one_hot(labels, 10)) if make is CVAE else model(x)
         loss = (bce_function(x_hat, x) + kl_divergence(mu, logvar)) / len(x)
-    expected = [w - g / 8 for w, g in zip(weights_of(model), tape.gradient(loss, model.trainable_variables))]
+    expected = [w - g / 8 for w, g in zip(model.trainable_variables, tape.gradient(loss, model.trainable_variables))]
     train(model, [(images, labels)])
-    for weights, wanted in zip(weights_of(model), expected):
-        np.testing.assert_allclose(weights, wanted, atol=1e-5)
+    for moved, wanted in zip(model.trainable_variables, expected):
+        np.testing.assert_allclose(moved, wanted, atol=1e-5)
     assert float(model.optimizer.learning_rate) == 0.125
     model.compile(optimizer=tf.keras.optimizers.SGD(0.0))  # another one, between two epochs, takes over
-    before = weights_of(model)
+    before = model.get_weights()
     train(model, [(images, labels)])
-    assert same(weights_of(model), before)
+    assert same(model.get_weights(), before)
 
 
 class SomebodysVAE(tf.keras.Model):
@@ -187,14 +179,6 @@ def test_a_model_that_is_built_by_its_first_call_learns_from_its_first_batch(num
     assert loss < 0.7 * 784 * np.log(2)  # which is what grey images cost
 
 
-def test_models_trained_in_turn_do_not_disturb_each_other():
-    first, second = VAE(784), CVAE(784)
-    for model, other in ((first, second), (second, first), (first, second)):
-        before = weights_of(other)
-        train(model)
-        assert same(weights_of(other), before)
-
-
 def test_a_plan_rises_from_the_rate_asked_for_and_falls_to_almost_0_then_begins_anew():
     rates = [assignment.planned_rate(1e-3, progress, 1024) for progress in np.linspace(0, 1, 100, endpoint=False)]
     peak = int(np.argmax(rates))
@@ -209,13 +193,11 @@ def test_the_plan_counts_the_steps_of_one_optimizer_over_all_epochs(monkeypatch)
     asked = []
     monkeypatch.setattr(assignment, "planned_rate", lambda *arguments: asked.append(arguments) or 1e-9)
     model = VAE(784)
-    for loader in (small_loader(), small_loader(), iter(small_loader(24)[:1]), (batch for batch in small_loader(24))):
+    for loader in (small_loader(), small_loader(), (batch for batch in small_loader(24))):
         assignment.train_vae(model, loader, settings(num_epochs=4, learning_rate=2e-3))
-    rates, progress, sizes = zip(*asked)
-    assert set(rates) == {2e-3} and sizes == (16,) * 6 + (24,) * 3
-    np.testing.assert_allclose(progress[:6], np.arange(6) / 12)
-    np.testing.assert_allclose(progress[7:], 0)  # a loader that cannot tell its length has no plan
-    assert int(model.optimizer.iterations) == 9
+    planned = [(2e-3, step / 12, 16) for step in range(6)]
+    assert asked == [*planned, (2e-3, 0, 24), (2e-3, 0, 24)]  # a loader that cannot tell its length has no plan
+    assert int(model.optimizer.iterations) == 8
     assert float(model.optimizer.learning_rate) == pytest.approx(1e-9)
 
 
@@ -273,17 +255,16 @@ def in_training():
 @pytest.mark.parametrize(("is_cvae", "bad", "message"), BAD_BATCHES)
 def test_a_bad_batch_is_named_and_the_weights_stay_as_they_were_before_it(in_training, is_cvae, bad, message):
     model = in_training[is_cvae]
-    before, at_the_bad_batch = weights_of(model), []
+    before, at_the_bad_batch = model.get_weights(), []
 
     def loader():
         yield from [(IMAGES, DIGITS)] * 2  # not only the first batch is looked at
-        at_the_bad_batch.extend(weights_of(model))
+        at_the_bad_batch.extend(model.get_weights())
         yield bad
 
     with pytest.raises(ValueError, match=message):
         assignment.train_vae(model, loader(), settings(), is_cvae)
-    assert same(weights_of(model), at_the_bad_batch)
-    assert not same(weights_of(model), before)
+    assert same(model.get_weights(), at_the_bad_batch) and not same(model.get_weights(), before)
 
 
 def test_only_a_cvae_looks_at_the_labels(in_training):
@@ -305,11 +286,6 @@ def test_a_loader_without_a_batch_is_no_perfect_loss():
         assignment.train_vae(VAE(784), iter(()), settings())
 
 
-def test_images_that_do_not_fit_the_model_are_refused():
-    with pytest.raises(ValueError, match=r"\(N, 1, 10, 10\); got \(16, 1, 28, 28\)"):
-        train(VAE(100))
-
-
 # Weights
 
 
@@ -320,9 +296,9 @@ def test_weights_survive_a_round_trip(make):
     with pytest.raises(FileNotFoundError, match=rf"vae\.weights\.h5 is missing.*{remedy}"):
         assignment.load_weights(loaded)
     assignment.save_model_weights(model, settings())
-    assert not same(weights_of(loaded), weights_of(model))
+    assert not same(loaded.get_weights(), model.get_weights())
     assert assignment.load_weights(loaded) is loaded
-    assert same(weights_of(loaded), weights_of(model))
+    assert same(loaded.get_weights(), model.get_weights())
 
 
 @pytest.mark.parametrize("damage", CUT_OR_REPLACED)
@@ -335,20 +311,18 @@ def test_damaged_weights(damage):
 
 
 def test_weights_of_another_model_or_latent_size_are_not_called_damaged():
-    assignment.save_model_weights(VAE(784))
-    assignment.save_model_weights(CVAE(784))
-    with pytest.raises(OSError, match=r"vae\.weights\.h5 does not fit.*another latent size"):
-        assignment.load_weights(VAE(784, latent_size=3))
-    shutil.copy(assignment.weights_path(CVAE(784)), assignment.weights_path(VAE(784)))
-    with pytest.raises(OSError, match=r"vae\.weights\.h5 does not fit"):
-        assignment.load_weights(VAE(784))
+    for other in (VAE(784, latent_size=3), CVAE(784)):
+        assignment.save_model_weights(other)
+        assignment.weights_path(other).replace(assignment.weights_path(VAE(784)))
+        with pytest.raises(OSError, match=r"vae\.weights\.h5 does not fit.*another latent size"):
+            assignment.load_weights(VAE(784))
 
 
 def test_a_write_that_fails_leaves_the_old_weights_and_nothing_else(monkeypatch):
     model = VAE(784)
     assignment.save_model_weights(model)
-    path = assignment.weights_path(model)
-    old, save_weights = path.read_bytes(), model.save_weights
+    path, save_weights = assignment.weights_path(model), model.save_weights
+    old = path.read_bytes()
 
     def disk_full(part):
         save_weights(part)
@@ -357,8 +331,7 @@ def test_a_write_that_fails_leaves_the_old_weights_and_nothing_else(monkeypatch)
     monkeypatch.setattr(model, "save_weights", disk_full)
     with pytest.raises(OSError, match="No space"):
         assignment.save_model_weights(model)
-    assert path.read_bytes() == old
-    assert list(path.parent.iterdir()) == [path]
+    assert path.read_bytes() == old and list(path.parent.iterdir()) == [path]
 
 
 # Pictures
@@ -419,31 +392,26 @@ def figure(monkeypatch):
 def test_cvae_images_have_a_row_for_each_digit_with_its_label(outputs, figure):
     path = assignment.show_cvae_images(Shade(lambda z: tf.argmax(z[:, 3:], axis=1) / 10), latent_size=3)
     assert path == outputs / "show_cvae_images.png"
-    picture = imread(path)
-    margin = picture.shape[1] - 10 * 28 * 3
-    grid = brightness(picture[:, margin:], 10, 10)
-    np.testing.assert_allclose(grid, np.repeat(np.arange(10)[:, None] / 10, 10, axis=1), atol=1 / 255)
-    assert np.all(picture[:, :margin, 0].reshape(10, -1).min(axis=1) < 0.5)  # each row of the margin has ink on it
+    picture = imread(path)[:, -10 * 28 * 3 :]
+    shades = np.repeat(np.arange(10)[:, None] / 10, 10, axis=1)
+    np.testing.assert_allclose(brightness(picture, 10, 10), shades, atol=1 / 255)
     (axes,) = figure[0].axes
-    drawn = axes.images[0].get_array()
-    assert axes.get_ylim() == (len(drawn) - 0.5, -0.5)  # the first row is at the top
-    for tick, label in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True):
-        np.testing.assert_allclose(drawn[int(tick)], int(label.get_text()) / 10)
-        assert tick % 28 == 14
+    assert axes.get_ylim() == (279.5, -0.5)  # the first row is at the top
+    assert list(axes.get_yticks()) == [28 * digit + 14 for digit in range(10)]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list("0123456789")
+    assert np.all(imread(path)[:, : -10 * 28 * 3, 0].reshape(10, -1).min(axis=1) < 0.5)  # there is ink in the margin
 
 
 def test_loss_curve(outputs, figure):
     assert assignment.save_loss_curve([150.0, 130.0, 110.0], is_cvae=True) == outputs / "cvae_loss.png"
     assert assignment.save_loss_curve(np.linspace(150, 100, 60), is_cvae=False) == outputs / "vae_loss.png"
     curve, bar = figure[0].axes[0].lines
-    assert list(curve.get_xdata()) == [1, 2, 3] and list(curve.get_ydata()) == [150, 130, 110]
-    assert set(bar.get_ydata()) == {120}
-    epochs = figure[1].axes[0].get_xticklabels()
-    boxes = [label.get_window_extent() for label in epochs if label.get_text()]
-    assert len(boxes) > 2 and all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
-    assert all(
-        label.get_position()[0] % 1 == 0 for axes in (figure[0], figure[1]) for label in axes.axes[0].get_xticklabels()
-    )
+    assert (*curve.get_xdata(), *curve.get_ydata(), *set(bar.get_ydata())) == (1, 2, 3, 150, 130, 110, 120)
+    for drawn in figure:
+        labels = [label for label in drawn.axes[0].get_xticklabels() if label.get_text()]
+        assert len(labels) > 2 and all(label.get_position()[0] % 1 == 0 for label in labels)
+        boxes = [label.get_window_extent() for label in labels]
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 # Command line
@@ -455,9 +423,9 @@ def parse(monkeypatch, *arguments):
 
 
 def test_defaults_are_the_handouts(monkeypatch):
-    assert parse(monkeypatch) == settings(batch_size=1024, num_epochs=10)
-    given = parse(monkeypatch, "--is_cvae", "--seed", "7")
-    assert given == settings(is_cvae=True, batch_size=1024, num_epochs=10, seed=7)
+    defaults = {"batch_size": 1024, "num_epochs": 10}
+    assert parse(monkeypatch) == settings(**defaults)
+    assert parse(monkeypatch, "--is_cvae", "--seed", "7") == settings(is_cvae=True, seed=7, **defaults)
 
 
 OUT_OF_RANGE = [
@@ -470,9 +438,8 @@ OUT_OF_RANGE = [
 @pytest.mark.parametrize("setting", OUT_OF_RANGE)
 def test_a_setting_out_of_range_is_named_with_what_came(monkeypatch, capsys, setting):
     flag, value = setting.split()
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit, match="2"):
         parse(monkeypatch, flag, value)
-    assert stop.value.code == 2
     assert re.search(rf"error: argument {flag}: .*{re.escape(value)}", capsys.readouterr().err)
 
 
@@ -488,7 +455,7 @@ def test_the_program_prints_the_mean_loss_of_a_batch_and_keeps_the_last_finite_w
     monkeypatch.setattr(assignment, "load_mnist", lambda *_, **__: small_loader())  # three batches
 
     def train(model, loader, args, is_cvae):
-        trained.append(weights_of(model))
+        trained.append(model.get_weights())
         if not returned:
             raise ValueError("the loss is nan")
         return returned.pop(0)
@@ -496,7 +463,7 @@ def test_the_program_prints_the_mean_loss_of_a_batch_and_keeps_the_last_finite_w
     monkeypatch.setattr(assignment, "train_vae", train)
     with pytest.raises(ValueError, match="nan"):
         assignment.main(settings())
-    assert same(weights_of(assignment.load_weights(VAE(784))), trained[1])
+    assert same(assignment.load_weights(VAE(784)).get_weights(), trained[1])
     assert capsys.readouterr().out == "Train Epoch: 1 \tLoss: 100.000000\nTrain Epoch: 2 \tLoss: 90.000000\n"
     returned += [300.0, 270.0, 240.0]
     assignment.main(settings())
@@ -514,7 +481,6 @@ def test_the_same_seed_gives_the_same_losses(monkeypatch, capsys):
     monkeypatch.setattr(assignment, "load_mnist", lambda *_, **__: small_loader())
     printed = []
     for seed in (5, 5, 6):
-        assignment.main(settings(seed=seed, num_epochs=2))
-        printed.append(capsys.readouterr().out)
+        assignment.main(settings(seed=seed, num_epochs=1))
+        printed += re.findall(r"Loss: (\S+)", capsys.readouterr().out)
     assert printed[0] == printed[1] != printed[2]
-    assert printed[0].startswith("Train Epoch: 1 \tLoss: ")

@@ -3,7 +3,6 @@
 import argparse
 import os
 import pathlib
-import random
 import re
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ import evaluate
 import numpy as np
 import pytest
 import tensorflow as tf
-from vae import CVAE, VAE, loss_function
+from vae import CVAE, VAE
 
 PROJECT = pathlib.Path(__file__).resolve().parents[2]
 # Runs a program; a line on its stdin is a Ctrl-C.
@@ -59,8 +58,7 @@ def assert_one_line(result, *words, status=1):
     """The program ended in one line on stderr that has these words."""
     assert result.returncode == status, result.stderr
     (line,) = result.stderr.strip().splitlines()
-    for word in words:
-        assert word in line
+    assert all(word in line for word in words), line
 
 
 def test_the_handouts_two_files_print_the_stencils_lines_and_the_paths_wherever_home_is(project):
@@ -94,13 +92,11 @@ def test_what_a_user_can_mend_is_one_line_and_changes_nothing(project):
 
 def test_a_slip_in_somebodys_own_code_keeps_its_traceback(project):
     source = (project / "code/vae.py").read_text(encoding="utf-8")
-    slip = source.replace("self.decoder(tf.concat([z, *condition], axis=1))", "self.decoder(tf.concat([z, z], axis=1))")
-    assert slip != source
-    (project / "code/vae.py").write_text(slip, encoding="utf-8")
+    before, after = source.split("tf.concat([z, *condition], axis=1)")
+    (project / "code/vae.py").write_text(before + "tf.concat([z, z], axis=1)" + after, encoding="utf-8")
     result = run(project, "assignment.py")
-    line = slip[: slip.index("[z, z]")].count("\n") + 1
-    assert result.returncode == 1
-    assert "Traceback" in result.stderr and re.search(rf'vae\.py", line {line}', result.stderr)
+    assert result.returncode == 1 and "Traceback" in result.stderr
+    assert re.search(rf'vae\.py", line {len(before.splitlines())}\b', result.stderr)
 
 
 def test_ctrl_c_is_one_line_that_says_what_is_saved(project):
@@ -119,26 +115,23 @@ model = assignment.VAE(784)
 for epoch in itertools.count(1):
     for variable in model.trainable_variables:
         variable.assign(0 * variable + epoch)
-    print(epoch, flush=True)
-    assignment.save_model_weights(model, None)
+    assignment.save_model_weights(model)
     print(epoch, flush=True)
 """
 
 
 def test_weights_are_whole_whenever_the_program_is_killed(project, monkeypatch):
     monkeypatch.setattr(assignment, "OUTPUTS", project / "outputs")
-    for _ in range(4):
-        with subprocess.Popen(
-            [sys.executable, "-c", SAVE_FOREVER], stdout=subprocess.PIPE, text=True, cwd=project / "code"
-        ) as process:
-            printed = [process.stdout.readline(), process.stdout.readline()]
-            time.sleep(random.uniform(0, 0.3))
+    command = [sys.executable, "-c", SAVE_FOREVER]
+    for attempt in range(4):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=project / "code") as process:
+            printed = [process.stdout.readline()]
+            time.sleep(0.07 * attempt)
             process.kill()
             printed += process.stdout.readlines()
-        saving, saved = int(printed[-1]), int(printed[-2]) if len(printed) % 2 else int(printed[-1])
-        model = assignment.load_weights(assignment.VAE(784))
-        values = np.unique(np.concatenate([variable.numpy().ravel() for variable in model.trainable_variables]))
-        assert len(values) == 1 and saved <= values[0] <= saving
+        weights = assignment.load_weights(VAE(784)).get_weights()
+        (value,) = set(np.concatenate([array.ravel() for array in weights]))
+        assert value - int(printed[-1]) in (0, 1)
 
 
 @pytest.fixture(scope="module")
@@ -149,8 +142,7 @@ def trained(tmp_path_factory):
         result = run(project, "assignment.py", "--seed", "0", *flags)
         assert (result.returncode, result.stderr) == (0, "")
         losses = [float(loss) for loss in re.findall(r"Loss: (\S+)", result.stdout)]
-        assert len(losses) == 10
-        assert losses[-1] < 120
+        assert len(losses) == 10 and losses[-1] < 120
         assert losses[-1] < losses[4] < losses[0]
     return project
 
@@ -164,54 +156,25 @@ def test_evaluate_passes_the_handouts_bars(trained):
     assert recognised > 98.5  # a class that hides in z costs more than this, and the handout's 90 would not notice
     reads = float(re.search(r"classifier reads ([\d.]+)% of the real", result.stdout)[1])
     assert reads >= 98.8
-    assert (trained / "outputs/evaluate_cvae.png").stat().st_size > 10_000
-
-
-def plain_step(model):
-    """A step of somebody who has vae.py alone: Keras's Adam at 1e-3, float64 images."""
-    optimizer = tf.keras.optimizers.Adam(1e-3)
-    optimizer.build(model.trainable_variables)
-
-    @tf.function(reduce_retracing=True)
-    def step(images, labels):
-        x = tf.cast(images, tf.float64)
-        with tf.GradientTape() as tape:
-            x_hat, mu, logvar = model(x, tf.one_hot(labels, 10)) if isinstance(model, CVAE) else model(x)
-            loss = loss_function(x_hat, x, mu, logvar)
-        gradients = tape.gradient(loss, model.trainable_variables)
-        optimizer.apply_gradients(zip(gradients, model.trainable_variables))
-        return loss
-
-    return step
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("new_adam", [False, True], ids=["one Adam", "a new Adam each epoch"])
-def test_somebody_elses_loop_meets_the_handouts_bars_too(trained, monkeypatch, new_adam):
+@pytest.mark.parametrize("loop", ["one Adam", "a new Adam each epoch", "plans of one epoch"])
+def test_other_loops_meet_the_handouts_bars_too(trained, monkeypatch, loop):
+    """Others train the models with Keras's Adam at 1e-3, or call `train_vae` once an epoch with num_epochs=1."""
     monkeypatch.setattr(assignment, "OUTPUTS", trained / "outputs")
     tf.keras.utils.set_random_seed(0)
     cvae, loader = CVAE(784), assignment.load_mnist(1024, buffer_size=60_000)
+    args = argparse.Namespace(num_epochs=1, learning_rate=1e-3)
     for model in (VAE(784), cvae):
-        step = plain_step(model)
-        for _ in range(10):
-            step = plain_step(model) if new_adam else step
-            loss = np.mean([step(*batch) for batch in loader])
-        print(f"\nA plain loop: {model.name} {loss:.1f}")
+        for epoch in range(10):
+            if loop == "a new Adam each epoch" or (loop == "one Adam" and epoch == 0):
+                model.compile(optimizer=tf.keras.optimizers.Adam(1e-3))
+            loss = assignment.train_vae(model, loader, args, is_cvae=model is cvae) / len(loader)
+        print(f"\n{loop}: {model.name} {loss:.1f}")
         assert loss < 120
     digits = np.repeat(np.arange(10), 1000)
     samples = assignment.generate_digits(cvae, digits, 15)
     accuracy = np.mean(evaluate.recognise(evaluate.load_classifier(), samples) == digits)
-    print(f"\nA plain loop: {accuracy:.2%} of the samples recognised")
+    print(f"\n{loop}: {accuracy:.2%} of the samples recognised")
     assert accuracy > 0.95  # the handout asks for 90%; where the class hides in z it is 65%
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("make", [VAE, CVAE])
-def test_ten_calls_that_each_plan_one_epoch_meet_the_handouts_bar_too(make):
-    tf.keras.utils.set_random_seed(0)
-    model, loader = make(784), assignment.load_mnist(1024, buffer_size=60_000)
-    args = argparse.Namespace(num_epochs=1, learning_rate=1e-3)
-    for _ in range(10):
-        loss = assignment.train_vae(model, loader, args, is_cvae=make is CVAE) / len(loader)
-    print(f"\nTen plans of one epoch: {make.__name__} {loss:.1f}")
-    assert loss < 120
