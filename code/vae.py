@@ -25,7 +25,7 @@ class _Autoencoder(tf.keras.Model):
         super().__init__(name=name, dtype="float32")  # whatever the global dtype policy is; the hidden layers follow it
         side = math.isqrt(max(input_size, 0))
         if side < 1 or side**2 != input_size:
-            raise ValueError(f"input_size must be a square, as of 28 * 28 = 784 pixels; got {input_size}")
+            raise ValueError(f"input_size must be a square number, such as 28 * 28 = 784; got {input_size}")
         if latent_size < 1:
             raise ValueError(f"latent_size must be 1 or more; got {latent_size}")
         self.input_size = operator.index(input_size)
