@@ -167,7 +167,7 @@ def train_vae(model, train_loader, args, is_cvae=False):
     if bool(is_cvae) != hasattr(model, "num_classes"):
         raise ValueError(f"is_cvae is {is_cvae}, but the model is a {type(model).__name__}: pass is_cvae={not is_cvae}")
     if getattr(model, "optimizer", None) is None:
-        model.compile(optimizer=tf.keras.optimizers.Adam(args.learning_rate, name=PLANNED))
+        model.compile(optimizer=tf.keras.optimizers.Adam(args.learning_rate, beta_2=0.99, name=PLANNED))
     optimizer, done = model.optimizer, int(model.optimizer.iterations)
     num_batches = operator.length_hint(train_loader)  # 0 if the loader cannot tell
     plan = num_batches * args.num_epochs or math.inf
