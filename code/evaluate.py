@@ -187,5 +187,5 @@ if __name__ == "__main__":
     except OSError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        print("\ninterrupted: a classifier is saved only once it is trained", file=sys.stderr)
         sys.exit(130)

@@ -149,7 +149,7 @@ def reparametrize(mu, logvar):
         logvar: log-variances (N, Z).
 
     Returns:
-        z (N, Z) of the dtype of `mu`, freshly drawn at every call.
+        z (N, Z), float64 if `mu` is, else float32; freshly drawn at every call.
     """
     mu, logvar = _as_floats(mu, logvar, "mu and logvar")
     epsilon = tf.random.normal(tf.shape(mu), dtype=mu.dtype)
@@ -169,7 +169,7 @@ def bce_function(x_hat, x):
         x: images (N, 1, H, W) in [0, 1].
 
     Returns:
-        A scalar of the dtype of `x_hat`; finite for pixels of exactly 0 and 1 too.
+        A scalar, float64 if `x_hat` is, else float32; finite for pixels of exactly 0 and 1 too.
 
     Raises:
         ValueError: the two shapes differ.
@@ -189,7 +189,7 @@ def kl_divergence(mu, logvar):
         logvar: log-variances (N, Z).
 
     Returns:
-        A scalar of the dtype of `mu`, 0 or more.
+        A scalar, float64 if `mu` is, else float32; 0 or more.
 
     Raises:
         ValueError: the two shapes differ.
@@ -208,7 +208,7 @@ def loss_function(x_hat, x, mu, logvar):
         logvar: posterior log-variances (N, Z).
 
     Returns:
-        A scalar of the dtype of `x_hat`.
+        A scalar, float64 if `x_hat` is, else float32.
 
     Raises:
         ValueError: the shapes of `x_hat` and `x`, or of `mu` and `logvar`, differ.
