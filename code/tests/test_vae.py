@@ -255,8 +255,7 @@ def test_a_model_is_copied_saved_loaded_and_trained_on_and_its_decoder_loads_wit
 
 
 def test_a_called_model_is_exported_for_batches_of_any_size(tmp_path):
-    images, labels = tf.zeros((4, 1, 28, 28)), tf.zeros((4, 10))
-    vae, cvae = VAE(784), CVAE(784)
+    images, labels, vae, cvae = tf.zeros((4, 1, 28, 28)), tf.zeros((4, 10)), VAE(784), CVAE(784)
     vae(IMAGES)
     vae.export(str(tmp_path / "vae"))
     tf.saved_model.save(vae, str(tmp_path / "saved"))
@@ -267,7 +266,8 @@ def test_a_called_model_is_exported_for_batches_of_any_size(tmp_path):
         cvae(IMAGES, LABELS)
         signature = [tf.TensorSpec((None, *array.shape[1:])) for array in (images, labels)]
         cvae.export(str(tmp_path / "cvae"), input_signature=signature)
-        served += [tf.saved_model.load(str(tmp_path / "cvae")).serve(images, labels)]
+        loaded = tf.saved_model.load(str(tmp_path / "cvae"))
+        served += [loaded.serve(images, labels)]
     assert all([len(output) for output in outputs] == [4, 4, 4] for outputs in served)
 
 
