@@ -164,9 +164,8 @@ def test_posterior_is_the_encoders_and_the_image_the_decoders():
 @pytest.mark.parametrize(("part", "strength"), [("encoder", 1.5), ("decoder", 1)])
 def test_a_label_starts_as_strong_as_all_inputs_together_or_stronger(part, strength):
     kernel = getattr(CVAE(784), part).trainable_variables[0].numpy()
-    inputs, label = kernel[:-10], kernel[-10:]
-    np.testing.assert_allclose(inputs.std(), np.sqrt(2 / len(kernel)), rtol=0.05)
-    np.testing.assert_allclose(label.std(), strength * np.sqrt(2), rtol=0.05)
+    np.testing.assert_allclose(kernel[:-10].std(), np.sqrt(2 / len(kernel)), rtol=0.05)
+    np.testing.assert_allclose(kernel[-10:].std(), strength * np.sqrt(2), rtol=0.05)
 
 
 REFUSED = {
@@ -202,11 +201,12 @@ def train(model, epochs=1, loader=SIX, num_epochs=100):
 
 @both
 def test_the_loss_of_random_images_falls_from_the_first_epoch(make):
-    tf.keras.utils.set_random_seed(0)
-    rng = np.random.default_rng(0)  # RNG gives other images when other tests run first
-    loader = [(rng.random((128, 1, 28, 28)), np.arange(128) % 10) for _ in range(3)]
-    first, second = train(make(784), 2, loader, num_epochs=10)
-    assert second < 0.95 * first
+    losses = []
+    for seed in range(3):
+        tf.keras.utils.set_random_seed(seed)
+        images = np.random.default_rng(seed).random((3, 128, 1, 28, 28))
+        losses.append(train(make(784), 2, [(x, np.arange(128) % 10) for x in images], num_epochs=10))
+    assert np.sum(losses, axis=0)[1] < 0.95 * np.sum(losses, axis=0)[0]
 
 
 @both
