@@ -116,9 +116,9 @@ def planned_rate(learning_rate, progress, batch_size):
     """Adam's learning rate after `progress` plans, each of which rises, falls to almost 0, and is followed by another.
 
     A plan begins at `learning_rate`. Its peak grows with the batch, whose gradient then has less noise (Goyal et al.,
-    "Accurate, Large Minibatch SGD", 2017), but not for ever: a step of all 60,000 at 61 times the rate diverges.
+    "Accurate, Large Minibatch SGD", 2017), up to 8 times that; far above, training diverges.
     """
-    peak = min(batch_size / 80, 8)
+    peak = np.clip(batch_size / 80, 1, 8)
     return float(learning_rate * np.interp(progress % 1, [0, 0.5, 1], [1, peak, 0.02]))
 
 

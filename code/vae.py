@@ -240,9 +240,9 @@ def _strengthen_label_rows(kernel, num_classes, gain=1.0):
     c, and a random z decode to a random digit whatever c asks for. The encoder's gain is by trial: with more of it
     samples are more readable and the loss is higher.
     """
-    rows = kernel.shape[0]
-    scale = [[1.0]] * (rows - num_classes) + [[gain * math.sqrt(rows)]] * num_classes
-    kernel.assign(kernel * tf.constant(scale, kernel.dtype))
+    weights = kernel.numpy()
+    weights[-num_classes:] *= gain * math.sqrt(len(weights))
+    kernel.assign(weights)
 
 
 def _as_float32(tensor, name, shape):

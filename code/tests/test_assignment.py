@@ -185,8 +185,7 @@ def test_a_plan_rises_from_the_rate_asked_for_and_falls_to_almost_0_then_begins_
     assert peak == 50 and rates[peak] == 8e-3 and rates[0] == 1e-3 and 0 < rates[-1] < 3e-4
     assert np.all(np.diff(rates[: peak + 1]) > 0) and np.all(np.diff(rates[peak:]) < 0)
     assert assignment.planned_rate(1e-3, 2.3, 1024) == pytest.approx(assignment.planned_rate(1e-3, 0.3, 1024))
-    assert assignment.planned_rate(2e-3, 0.5, 160) == 4e-3
-    assert assignment.planned_rate(1e-3, 0.5, 60_000) == 8e-3
+    assert [assignment.planned_rate(2e-3, 0.5, size) for size in (16, 160, 60_000)] == [2e-3, 4e-3, 16e-3]
 
 
 def test_the_plan_counts_the_steps_of_one_optimizer_over_all_epochs(monkeypatch):
