@@ -125,7 +125,7 @@ def planned_rate(learning_rate, progress, batch_size):
 def batch_loss(model, images, *labels):
     """`loss_function` of `model` on images (N, 1, H, W), any real dtype; a CVAE takes their labels (N,) as well."""
     x = tf.cast(images, tf.float32)
-    x_hat, mu, logvar = model(x, *[one_hot(digits, model.num_classes) for digits in labels])
+    x_hat, mu, logvar = model(x, *[one_hot(digits, model.num_classes) for digits in labels], training=True)
     return loss_function(x_hat, x, mu, logvar)
 
 
@@ -133,8 +133,8 @@ def batch_loss(model, images, *labels):
 def train_step(model, optimizer, trainable, rate, *batch):
     """Move the weights of `model` by one step of `optimizer` down the gradient of `batch_loss`, which it returns.
 
-    `rate` is the optimizer's own where it is None. `trainable` differs where the variables that are not frozen do, as
-    TensorFlow compiles a step for each choice of arguments that are no tensors, and would keep to the first.
+    Where `rate` is None the optimizer keeps its own. `trainable` is not used: with another value of it TensorFlow
+    compiles the step anew, as it has to once a part was frozen or thawed.
     """
     with tf.GradientTape() as tape:
         loss = batch_loss(model, *batch)
@@ -167,8 +167,9 @@ def train_vae(model, train_loader, args, is_cvae=False):
     if bool(is_cvae) != hasattr(model, "num_classes"):
         raise ValueError(f"is_cvae is {is_cvae}, but the model is a {type(model).__name__}: pass is_cvae={not is_cvae}")
     if getattr(model, "optimizer", None) is None:
-        model.compile(optimizer=tf.keras.optimizers.Adam(args.learning_rate, beta_2=0.99, name=PLANNED))
+        model.compile(optimizer=tf.keras.optimizers.Adam(float(args.learning_rate), beta_2=0.99, name=PLANNED))
     optimizer, done = model.optimizer, int(model.optimizer.iterations)
+    planned = optimizer.get_config().get("name") == PLANNED
     num_batches = operator.length_hint(train_loader)  # 0 if the loader cannot tell
     plan = num_batches * args.num_epochs or math.inf
     bar = tf.keras.utils.Progbar(num_batches or None, stateful_metrics=["loss"], verbose=int(sys.stdout.isatty()))
@@ -178,16 +179,18 @@ def train_vae(model, train_loader, args, is_cvae=False):
         if i == 1:
             if done == 0:
                 batch_loss(model, *batch)  # somebody's layers may be built by their first call
-                optimizer.build(model.weights)
+                # Keras 2 makes Adam a legacy one on a Mac, and those have no `build`.
+                (getattr(optimizer, "build", None) or optimizer._create_all_weights)(model.weights)
             trainable = hash(tuple(map(id, model.trainable_variables)))  # a tuple would cost 3% of an epoch at 128
-        if optimizer.name == PLANNED:
+        if planned:
             rate = tf.constant(planned_rate(args.learning_rate, (done + i - 1) / plan, len(batch[0])))
         total += float(train_step(model, optimizer, trainable, rate, *batch))
-        bar.update(i, [("loss", total / i)])
+        bar.update(i, [("loss", total / i)], finalize=False)
     if i == 0:
         raise ValueError("the loader gave no batch: is it empty, or an iterator that an epoch before has used up?")
+    bar.update(i, [("loss", total / i)], finalize=True)
     if not all(np.isfinite(numbers).all() for numbers in [total, *model.get_weights()]):
-        raise ValueError(f"the loss is no longer finite at learning rate {args.learning_rate}: try a smaller one")
+        raise ValueError("the loss is no longer finite: try a smaller learning rate")
     return total
 
 
@@ -263,7 +266,7 @@ def load_weights(model):
     try:
         model.load_weights(str(path))
     except ValueError as error:
-        fault = "does not fit the model: is it of another latent size, or of Keras 2 where this is 3"
+        fault = "does not fit the model: is it of another latent size, or of another Keras"
         raise OSError(f"{path} {fault}? Give its --latent_size, or delete it and train anew") from error
     except Exception as error:  # h5py raises a dozen kinds
         raise OSError(f"{path} is damaged ({error}): delete it and train anew") from error
@@ -326,9 +329,8 @@ def save_figure(name, figure):
     return path
 
 
-def save_loss_curve(losses, is_cvae):
-    """Draw the printed losses by epoch, with the handout's bar; returns the PNG's path."""
-    name = "cvae" if is_cvae else "vae"
+def save_loss_curve(losses, name):
+    """Draw the printed losses of the model `name` by epoch, with the handout's bar; returns the PNG's path."""
     figure = Figure(figsize=(6, 4), dpi=150, layout="constrained")
     axes = figure.add_subplot(xlabel="epoch", ylabel="loss: negative ELBO per image, in nats")
     axes.set_title(f"{name.upper()}: loss by epoch")
@@ -366,7 +368,7 @@ def main(args):
             losses.append(train_vae(model, train_loader, args, is_cvae=args.is_cvae) / len(train_loader))
             save_model_weights(model, args)
             print(f"Train Epoch: {epoch} \tLoss: {losses[-1]:.6f}", flush=True)
-        written += [save_loss_curve(losses, args.is_cvae), weights_path(model)]
+        written += [save_loss_curve(losses, model.name), weights_path(model)]
     if args.is_cvae:
         written += [show_cvae_images(model, args.latent_size)]
     else:
@@ -380,5 +382,5 @@ if __name__ == "__main__":
     except OSError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print("\ninterrupted: the weights are saved as of the last epoch printed above", file=sys.stderr)
+        print("\ninterrupted: the weights are saved as of the last epoch printed above, if any", file=sys.stderr)
         sys.exit(130)

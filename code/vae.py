@@ -30,25 +30,25 @@ class _Autoencoder(tf.keras.Model):
         self.input_size = operator.index(input_size)
         self.latent_size = operator.index(latent_size)
         self.hidden_dim = HIDDEN_DIM
-        self._image_shape = (1, side, side)
+        self._images_shape = (None, 1, side, side)
 
         layers = tf.keras.layers
         faint = {"kernel_initializer": tf.keras.initializers.RandomNormal(stddev=0.01)}
         dark = {"bias_initializer": tf.keras.initializers.Constant(PIXEL_LOGIT)}
         pixels = layers.Dense(self.input_size, activation="sigmoid", **faint, **dark, dtype="float32")
-        to_image = layers.Reshape(self._image_shape, dtype="float32")
+        to_image = layers.Reshape((1, side, side), dtype="float32")
         self.encoder = tf.keras.Sequential([layers.Flatten(), *_hidden_layers()], name="encoder")
         self.mu_layer = _posterior_layer("mu_layer", self.latent_size, num_classes)
         self.logvar_layer = _posterior_layer("logvar_layer", self.latent_size, num_classes)
         self.decoder = tf.keras.Sequential([*_hidden_layers(), pixels, to_image], name="decoder")
         # With the weights made here, a new model can be saved, loaded, frozen, or trained in a graph.
-        self.encoder.build((None, input_size + num_classes) if num_classes else (None, *self._image_shape))
+        self.encoder.build((None, self.input_size + num_classes) if num_classes else self._images_shape)
         self.mu_layer.build((None, HIDDEN_DIM))
         self.logvar_layer.build((None, HIDDEN_DIM))
-        self.decoder.build((None, latent_size + num_classes))
+        self.decoder.build((None, self.latent_size + num_classes))
         self.built = True
-        label = {"c": (None, num_classes)} if num_classes else {}
-        self._build_shapes_dict = {"x": (None, *self._image_shape), **label}  # Keras 3 exports no model without
+        # Keras 3 exports no model without.
+        self._build_shapes_dict = {"x": self._images_shape} | ({"c": (None, num_classes)} if num_classes else {})
         if num_classes:
             _strengthen_label_rows(self.encoder.layers[1].kernel, num_classes, gain=1.5)
             _strengthen_label_rows(self.decoder.layers[0].kernel, num_classes)
@@ -63,6 +63,10 @@ class _Autoencoder(tf.keras.Model):
         mu, logvar = self.mu_layer(hidden), self.logvar_layer(hidden)
         z = reparametrize(mu, logvar)
         return self.decoder(tf.concat([z, *condition], axis=1)), mu, logvar
+
+
+for _name in ("VAE", "CVAE"):  # TensorFlow 2.12 registers no name twice, as a reload of this module would
+    tf.keras.utils.get_custom_objects().pop(f"vae>{_name}", None)
 
 
 @tf.keras.utils.register_keras_serializable("vae")
@@ -94,7 +98,7 @@ class VAE(_Autoencoder):
         Raises:
             ValueError: the images are not of this model's size.
         """
-        return self._autoencode(_as_float32(x, "x", (None, *self._image_shape)))
+        return self._autoencode(_as_float32(x, "x", self._images_shape))
 
 
 @tf.keras.utils.register_keras_serializable("vae")
@@ -134,7 +138,7 @@ class CVAE(_Autoencoder):
         Raises:
             ValueError: the images or the labels are not of this model's size.
         """
-        x = _as_float32(x, "x", (None, *self._image_shape))
+        x = _as_float32(x, "x", self._images_shape)
         c = _as_float32(c, "c", (None, self.num_classes))
         return self._autoencode(tf.concat([tf.reshape(x, (-1, self.input_size)), c], axis=1), c)
 
@@ -150,6 +154,9 @@ def reparametrize(mu, logvar):
 
     Returns:
         z (N, Z), float64 if `mu` is, else float32; freshly drawn at every call.
+
+    Raises:
+        ValueError: the two shapes differ.
     """
     mu, logvar = _as_floats(mu, logvar, "mu and logvar")
     epsilon = tf.random.normal(tf.shape(mu), dtype=mu.dtype)
@@ -249,8 +256,7 @@ def _as_float32(tensor, name, shape):
     """`tensor` as float32; ValueError if its shape is not `shape`, in which None is any size."""
     tensor = tf.convert_to_tensor(tensor)
     if not tensor.shape.is_compatible_with(shape):
-        expected = str(shape).replace("None", "N")
-        raise ValueError(f"{name} must have the shape {expected}; got {tuple(tensor.shape)}")
+        raise ValueError(f"{name} must have the shape {str(shape).replace('None', 'N')}; got {tuple(tensor.shape)}")
     return tf.cast(tensor, tf.float32)
 
 

@@ -148,7 +148,9 @@ def test_a_batch_is_one_step_of_the_users_own_optimizer_down_the_gradient_of_the
     for moved, wanted in zip(model.trainable_variables, expected):
         np.testing.assert_allclose(moved, wanted, atol=1e-5)
     assert float(model.optimizer.learning_rate) == 0.125
-    model.compile(optimizer=tf.keras.optimizers.SGD(0.0))  # another one, between two epochs, takes over
+    legacy = tf.__version__.startswith("2.12.")  # whose Adam, on a Mac, is a legacy one
+    # Another one, between two epochs, takes over.
+    model.compile(optimizer=(tf.keras.optimizers.legacy if legacy else tf.keras.optimizers).SGD(0.0))
     before = model.get_weights()
     train(model, [(images, labels)])
     assert same(model.get_weights(), before)
@@ -166,7 +168,8 @@ class SomebodysVAE(tf.keras.Model):
         if num_classes:
             self.num_classes = num_classes
 
-    def call(self, x, *c):
+    def call(self, x, *c, training=False):
+        assert training  # or no dropout would drop
         hidden = self.encoder(tf.concat([tf.reshape(x, (-1, 784)), *c], axis=1))
         mu, logvar = self.mu_layer(hidden), self.logvar_layer(hidden)
         return self.decoder(tf.concat([vae.reparametrize(mu, logvar), *c], axis=1)), mu, logvar
@@ -203,7 +206,7 @@ def test_the_plan_counts_the_steps_of_one_optimizer_over_all_epochs(monkeypatch)
 @both
 @pytest.mark.parametrize("learning_rate", [1e2, 1e29])
 def test_a_loss_that_is_not_finite_blames_the_learning_rate(make, learning_rate):
-    with pytest.raises(ValueError, match=r"no longer finite at learning rate .*try a smaller one"):
+    with pytest.raises(ValueError, match="no longer finite: try a smaller learning rate"):
         train(make(784), epochs=3, learning_rate=learning_rate)
     last_step_ruins = make(784)
     last_step_ruins.compile(optimizer=tf.keras.optimizers.SGD(np.nan))
@@ -402,8 +405,8 @@ def test_cvae_images_have_a_row_for_each_digit_with_its_label(outputs, figure):
 
 
 def test_loss_curve(outputs, figure):
-    assert assignment.save_loss_curve([150.0, 130.0, 110.0], is_cvae=True) == outputs / "cvae_loss.png"
-    assert assignment.save_loss_curve(np.linspace(150, 100, 60), is_cvae=False) == outputs / "vae_loss.png"
+    assert assignment.save_loss_curve([150.0, 130.0, 110.0], "cvae") == outputs / "cvae_loss.png"
+    assert assignment.save_loss_curve(np.linspace(150, 100, 60), "vae") == outputs / "vae_loss.png"
     curve, bar = figure[0].axes[0].lines
     assert (*curve.get_xdata(), *curve.get_ydata(), *set(bar.get_ydata())) == (1, 2, 3, 150, 130, 110, 120)
     for drawn in figure:
@@ -471,9 +474,10 @@ def test_the_program_prints_the_mean_loss_of_a_batch_and_keeps_the_last_finite_w
 
 def test_the_bar_ends_on_the_loss_that_is_printed(monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    loss = train(VAE(784))[0]
-    *_, shown = re.findall(r"loss: ([\d.]+)", capsys.readouterr().out)
-    assert float(shown) == pytest.approx(loss, abs=1e-3)
+    for loader in (small_loader(), iter(small_loader())):  # an iterator cannot tell its length
+        loss = assignment.train_vae(VAE(784), loader, settings()) / 3
+        (shown,) = re.findall(r"loss: ([\d.]+)\s*\n\Z", capsys.readouterr().out)
+        assert float(shown) == pytest.approx(loss, abs=1e-3)
 
 
 def test_the_same_seed_gives_the_same_losses(monkeypatch, capsys):
