@@ -149,7 +149,8 @@ def train_step(model, optimizer, trainable, rate, *batch):
 def train_vae(model, train_loader, args, is_cvae=False):
     """Train `model` for one epoch, by one optimizer step a batch.
 
-    A model that was compiled keeps its own optimizer and rate; any other is compiled with Adam, whose rate is planned.
+    A model that was compiled keeps its own optimizer and rate; any other is compiled with Adam, whose rate is planned
+    if the loader can tell its length, and stays as it is if not.
 
     Args:
         model: a VAE, or a CVAE if `is_cvae`.
