@@ -116,7 +116,7 @@ def planned_rate(learning_rate, progress, batch_size):
     """Adam's learning rate after `progress` plans, each of which rises, falls to almost 0, and is followed by another.
 
     A plan begins at `learning_rate`. Its peak grows with the batch, whose gradient then has less noise (Goyal et al.,
-    "Accurate, Large Minibatch SGD", 2017), up to 8 times that; far above, training diverges.
+    "Accurate, Large Minibatch SGD", 2017), up to 8 times `learning_rate`; far above, training diverges.
     """
     peak = np.clip(batch_size / 80, 1, 8)
     return float(learning_rate * np.interp(progress % 1, [0, 0.5, 1], [1, peak, 0.02]))
@@ -150,7 +150,7 @@ def train_vae(model, train_loader, args, is_cvae=False):
     """Train `model` for one epoch, by one optimizer step a batch.
 
     A model that was compiled keeps its own optimizer and rate; any other is compiled with Adam, whose rate is planned
-    if the loader can tell its length, and stays as it is if not.
+    if the loader can tell its length, and otherwise stays at `learning_rate`.
 
     Args:
         model: a VAE, or a CVAE if `is_cvae`.
