@@ -1,0 +1,43 @@
+"""A vae.py in the ways of others, which the program has to run with.
+
+The stencil's attributes and nothing more: batch sizes from static shapes, layers that are built by their first call, a
+decoder that ends in (N, H·W), an Adam of the model's own, a CVAE without `num_classes`, `call` without `training`.
+"""
+
+import tensorflow as tf
+from tensorflow.keras.layers import Dense, Flatten
+
+
+class VAE(tf.keras.Model):
+    def __init__(self, input_size, latent_size=15):
+        super().__init__()
+        self.input_size, self.latent_size, self.hidden_dim = input_size, latent_size, 64
+        self.encoder = tf.keras.Sequential([Flatten(), Dense(64, activation="relu")])
+        self.mu_layer, self.logvar_layer = tf.keras.Sequential([Dense(latent_size)]), Dense(latent_size)
+        self.decoder = tf.keras.Sequential([Dense(64, activation="relu"), Dense(input_size, activation="sigmoid")])
+        self.optimizer = tf.keras.optimizers.Adam(0.01)
+
+    def call(self, x):
+        hidden = self.encoder(x)
+        mu, logvar = self.mu_layer(hidden), self.logvar_layer(hidden)
+        return self.decoder(reparametrize(mu, logvar)), mu, logvar
+
+
+class CVAE(VAE):
+    def call(self, x, c):
+        hidden = self.encoder(tf.concat([flat(x), c], 1))
+        mu, logvar = self.mu_layer(hidden), self.logvar_layer(hidden)
+        return self.decoder(tf.concat([reparametrize(mu, logvar), c], 1)), mu, logvar
+
+
+def flat(x):
+    return tf.reshape(x, [x.shape[0], x.shape[2] * x.shape[3]])
+
+
+def reparametrize(mu, logvar):
+    return mu + tf.exp(logvar / 2) * tf.random.normal([mu.shape[0], mu.shape[1]])
+
+
+def loss_function(x_hat, x, mu, logvar):
+    bce = tf.reduce_sum(tf.keras.losses.binary_crossentropy(flat(x), x_hat)) * x_hat.shape[1]
+    return (bce - 0.5 * tf.reduce_sum(1 + logvar - mu**2 - tf.exp(logvar))) / x.shape[0]
