@@ -272,7 +272,7 @@ def save_grid(name, images, rows):
     """Draw N square images, (N, 1, H, W) or (N, H·W) in [0, 1], in `rows` rows, enlarged; returns the PNG's path."""
     path, side = output_path(f"{name}.png"), math.isqrt(np.size(images) // len(images))
     grid = np.reshape(images, (rows, -1, side, side)).swapaxes(1, 2).reshape(rows * side, -1)
-    imsave(path, np.kron(grid, np.ones((3, 3))), cmap="gray", vmin=0, vmax=1, origin="upper")
+    imsave(path, grid.repeat(3, axis=0).repeat(3, axis=1), cmap="gray", vmin=0, vmax=1, origin="upper")
     return path
 
 
