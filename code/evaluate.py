@@ -29,13 +29,11 @@ def elbo_terms(model, images, labels):
 def new_classifier():
     """A small convolutional network from images (N, 28, 28) in [0, 1] to logits (N, 10)."""
     layers, order = tf.keras.layers, {"data_format": "channels_last"}  # whatever somebody's keras.json says
-    stages = [layers.Reshape((28, 28, 1))]
+    stages = [tf.keras.Input((28, 28)), layers.Reshape((28, 28, 1))]
     for filters in (32, 64):
         stages += [layers.Conv2D(filters, 3, activation="relu", **order), layers.MaxPooling2D(**order)]
     stages += [layers.Flatten(**order), layers.Dropout(0.3), layers.Dense(128, activation="relu")]
-    classifier = tf.keras.Sequential([*stages, layers.Dropout(0.3), layers.Dense(NUM_CLASSES)])
-    classifier.build((None, 28, 28))
-    return classifier
+    return tf.keras.Sequential([*stages, layers.Dropout(0.3), layers.Dense(NUM_CLASSES)])
 
 
 def train_classifier(epochs=8, batch_size=128):

@@ -220,15 +220,15 @@ def test_a_short_training_on_real_images_listens_to_the_digit_asked_for(outputs,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loop", ["the program's", "ten calls with num_epochs=1", "one Adam", "a new Adam each epoch"])
+@pytest.mark.parametrize("loop", ["train_vae's Adam", "one Adam at 1e-3", "a new Adam at 1e-3 each epoch"])
 def test_ten_epochs_are_what_the_handout_asks_for_and_more(loop):
-    """Others train the models with Keras's Adam at 1e-3, or call `train_vae` once an epoch with num_epochs=1."""
+    """Whether `train_vae` is called with `num_epochs` of 10 or ten times with 1, or trains with somebody's own Adam."""
     tf.keras.utils.set_random_seed(0)
     cvae, loader = CVAE(784), assignment.load_mnist(1024, buffer_size=60_000)
-    args = argparse.Namespace(num_epochs=10 if loop == "the program's" else 1, learning_rate=1e-3)
+    args = argparse.Namespace(num_epochs=1, learning_rate=1e-3)
     for model in (VAE(784), cvae):
         for epoch in range(10):
-            if loop == "a new Adam each epoch" or (loop == "one Adam" and epoch == 0):
+            if loop.startswith("a new") or (loop.startswith("one") and epoch == 0):
                 model.compile(optimizer=tf.keras.optimizers.Adam(1e-3))
             loss = assignment.train_vae(model, loader, args, is_cvae=model is cvae) / len(loader)
         print(f"\n{loop}: {type(model).__name__} {loss:.1f}")
