@@ -1,6 +1,6 @@
 """Grade the saved weights: the loss of each model, and the accuracy of a CVAE's samples as a classifier sees them.
 
-The losses are of the test images; those of the training images, for which the handout asks, are a little lower.
+The losses are of the test images; the handout asks for those of the training images, which are much the same.
 The exit status is 0 only if all that was measured is what the handout asks for.
 """
 
@@ -116,7 +116,7 @@ def main():
     """Grade the weights in outputs/; exit with status 1 if the handout asks for more."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--latent_size", type=int, default=15, help="what the weights were trained with")
-    parser.add_argument("--train_classifier", action="store_true", help="make data/classifier.npz anew, and no grade")
+    parser.add_argument("--train_classifier", action="store_true", help="make data/classifier.npz again; no grade")
     args = parser.parse_args()
     tf.keras.utils.set_random_seed(0)  # the same weights get the same grade
     if args.train_classifier:
