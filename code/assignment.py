@@ -230,7 +230,7 @@ def load_weights(model):
         OSError: the file is damaged, or of a model with another latent size.
     """
     path, side = weights_path(model), math.isqrt(model.input_size)
-    is_cvae = isinstance(model, CVAE) or hasattr(model, "num_classes")
+    is_cvae = "cvae" in path.name or hasattr(model, "num_classes")  # somebody's class need not be the one of vae.py
     if not path.is_file():
         remedy = f"`python assignment.py{' --is_cvae' * is_cvae} --latent_size {model.latent_size}`"
         raise FileNotFoundError(f"{path} is missing: train new weights with {remedy}")
