@@ -8,11 +8,64 @@ Sohn, Lee and Yan, "Learning Structured Output Representation using Deep Conditi
 import math
 
 import tensorflow as tf
+from tensorflow.keras import Sequential
+from tensorflow.keras.layers import Dense, Flatten, Reshape
 
 HIDDEN_DIM = 400  # the width in Kingma and Welling's MNIST networks is 500, in most public ones 400
-LABEL_STDDEV = 2.5  # by trial, where He's rule for a single input gives 1.4; see LabelledKernel
-POSTERIOR_STDDEV = 0.018  # by trial: smaller gives more readable digits and a higher loss; see near_zero
+LABEL_STDDEV = 2.5  # by trial; see LabelledKernel
+POSTERIOR_STDDEV = 0.018  # by trial: a smaller one gives more readable digits and a higher loss; see damped_kernel
 EPSILON = 1e-7  # keeps log(0) out of the cross-entropy; Keras clips probabilities at the same value
+
+
+class LabelledKernel(tf.keras.initializers.Initializer):
+    """Starts a kernel at `he_uniform`, but its last `num_classes` rows, those of a one-hot label, far stronger.
+
+    He's rule has all inputs act at once: 794 in the encoder, so a standard deviation of sqrt(2 / 794) = 0.05. Of a
+    label's rows one acts at a time, for which it gives sqrt(2 / 1) = 1.4. Were they as weak as the others, the class
+    would reach the decoder through z sooner than through c, and a random z decode to a random digit whatever c says.
+    """
+
+    def __init__(self, num_classes):
+        self.num_classes = num_classes
+
+    def __call__(self, shape, dtype=None):
+        inputs, outputs = shape
+        kernel = tf.keras.initializers.HeUniform()(shape, dtype)
+        labels = tf.random.normal((self.num_classes, outputs), stddev=LABEL_STDDEV, dtype=kernel.dtype)
+        return tf.concat([kernel[: inputs - self.num_classes], labels], axis=0)
+
+    def get_config(self):
+        return {"num_classes": self.num_classes}
+
+
+def damped_kernel():
+    """A start for mu and for logvar in a CVAE, each its own, as one for both would give them the same weights.
+
+    The strong label rows make the encoder's output six times larger than a VAE's. With Keras's default kernels mu and
+    logvar would start with a standard deviation of about 2.5 over the images; this makes it 0.6, and a VAE has 0.4.
+    """
+    return tf.keras.initializers.RandomNormal(stddev=POSTERIOR_STDDEV)
+
+
+def hidden_layers(first_kernel="he_uniform"):
+    """Three ReLU layers of width H, whose kernels start at `first_kernel` and, the other two, at `he_uniform`."""
+    return [
+        Dense(HIDDEN_DIM, activation="relu", kernel_initializer=initializer)
+        for initializer in (first_kernel, "he_uniform", "he_uniform")
+    ]
+
+
+def image_shape(input_size):
+    """(1, H, W) of a square image of `input_size` pixels."""
+    side = math.isqrt(input_size)
+    if side**2 != input_size:
+        raise ValueError(f"input_size must be a square number, such as 28 * 28 = 784; got {input_size}")
+    return 1, side, side
+
+
+def image_layers(input_size):
+    """The end of a decoder: a sigmoid layer of `input_size` pixels, and their reshape to an image."""
+    return [Dense(input_size, activation="sigmoid"), Reshape(image_shape(input_size))]
 
 
 class VAE(tf.keras.Model):
@@ -30,10 +83,10 @@ class VAE(tf.keras.Model):
         self.input_size = input_size
         self.latent_size = latent_size
         self.hidden_dim = HIDDEN_DIM
-        self.encoder = tf.keras.Sequential([tf.keras.layers.Flatten(), *hidden_layers()])
-        self.mu_layer = tf.keras.layers.Dense(latent_size)
-        self.logvar_layer = tf.keras.layers.Dense(latent_size)
-        self.decoder = tf.keras.Sequential([*hidden_layers(), *image_layers(input_size)])
+        self.encoder = Sequential([Flatten(), *hidden_layers()], name="encoder")
+        self.mu_layer = Dense(latent_size, name="mu_layer")
+        self.logvar_layer = Dense(latent_size, name="logvar_layer")
+        self.decoder = Sequential([*hidden_layers(), *image_layers(input_size)], name="decoder")
         self(tf.zeros((1, *image_shape(input_size))))  # makes the weights: a new model can be saved or loaded
 
     def get_config(self):
@@ -43,7 +96,8 @@ class VAE(tf.keras.Model):
         """Reconstruct images x (N, 1, H, W), in [0, 1] and of any real dtype, through the latent space.
 
         Returns:
-            `x_hat` (N, 1, H, W) in [0, 1], and `mu` and `logvar` (N, Z) of q(z|x), all float32.
+            `x_hat` (N, 1, H, W) in [0, 1], and `mu` and `logvar` (N, Z) of q(z|x), in the layers' dtype, float32
+            unless a policy says otherwise.
         """
         x = tf.cast(x, self.compute_dtype)
         hidden = self.encoder(x)
@@ -69,10 +123,11 @@ class CVAE(tf.keras.Model):
         self.num_classes = num_classes
         self.latent_size = latent_size
         self.hidden_dim = HIDDEN_DIM
-        self.encoder = tf.keras.Sequential([tf.keras.layers.Flatten(), *hidden_layers(LabelledKernel(num_classes))])
-        self.mu_layer = tf.keras.layers.Dense(latent_size, kernel_initializer=near_zero())
-        self.logvar_layer = tf.keras.layers.Dense(latent_size, kernel_initializer=near_zero())
-        self.decoder = tf.keras.Sequential([*hidden_layers(LabelledKernel(num_classes)), *image_layers(input_size)])
+        first_kernel = LabelledKernel(num_classes)
+        self.encoder = Sequential([Flatten(), *hidden_layers(first_kernel)], name="encoder")
+        self.mu_layer = Dense(latent_size, kernel_initializer=damped_kernel(), name="mu_layer")
+        self.logvar_layer = Dense(latent_size, kernel_initializer=damped_kernel(), name="logvar_layer")
+        self.decoder = Sequential([*hidden_layers(first_kernel), *image_layers(input_size)], name="decoder")
         self(tf.zeros((1, *image_shape(input_size))), tf.zeros((1, num_classes)))
 
     def get_config(self):
@@ -82,7 +137,8 @@ class CVAE(tf.keras.Model):
         """Reconstruct images x (N, 1, H, W), as `VAE.call` does, given their classes as one-hot labels c (N, C).
 
         Returns:
-            `x_hat` (N, 1, H, W) in [0, 1], and `mu` and `logvar` (N, Z) of q(z|x, c), all float32.
+            `x_hat` (N, 1, H, W) in [0, 1], and `mu` and `logvar` (N, Z) of q(z|x, c), in the layers' dtype, float32
+            unless a policy says otherwise.
         """
         x, c = tf.cast(x, self.compute_dtype), tf.cast(c, self.compute_dtype)
         hidden = self.encoder(tf.concat([tf.reshape(x, (-1, self.input_size)), c], axis=1))
@@ -144,53 +200,3 @@ def loss_function(x_hat, x, mu, logvar):
     """
     num_images = tf.cast(tf.shape(x)[0], tf.float32)
     return (bce_function(x_hat, x) + kl_divergence(mu, logvar)) / num_images
-
-
-def hidden_layers(first_kernel="he_uniform"):
-    """Three ReLU layers of width H, whose kernels start at `first_kernel` and, the other two, at `he_uniform`."""
-    return [
-        tf.keras.layers.Dense(HIDDEN_DIM, activation="relu", kernel_initializer=initializer)
-        for initializer in (first_kernel, "he_uniform", "he_uniform")
-    ]
-
-
-def image_layers(input_size):
-    """The end of a decoder: a sigmoid layer of `input_size` pixels, and their reshape to an image."""
-    return [tf.keras.layers.Dense(input_size, activation="sigmoid"), tf.keras.layers.Reshape(image_shape(input_size))]
-
-
-def image_shape(input_size):
-    """(1, H, W) of a square image of `input_size` pixels."""
-    side = math.isqrt(input_size)
-    if side**2 != input_size:
-        raise ValueError(f"input_size must be a square number, such as 28 * 28 = 784; got {input_size}")
-    return 1, side, side
-
-
-class LabelledKernel(tf.keras.initializers.Initializer):
-    """Starts a kernel at `he_uniform`, but its last `num_classes` rows, those of a one-hot label, far stronger.
-
-    Of a label's rows one acts at a time, where `he_uniform` reckons with as many as the kernel has, and makes them 28
-    times weaker in the encoder than if the label were its only input. The class would then reach the decoder through z
-    sooner than through c, and a random z decode to a random digit whatever c asks for.
-    """
-
-    def __init__(self, num_classes):
-        self.num_classes = num_classes
-
-    def __call__(self, shape, dtype=None):
-        inputs, outputs = shape
-        kernel = tf.keras.initializers.HeUniform()(shape, dtype)
-        labels = tf.random.normal((self.num_classes, outputs), stddev=LABEL_STDDEV, dtype=kernel.dtype)
-        return tf.concat([kernel[: inputs - self.num_classes], labels], axis=0)
-
-    def get_config(self):
-        return {"num_classes": self.num_classes}
-
-
-def near_zero():
-    """A start for mu and for logvar in a CVAE: z then says little at first, and the decoder has to listen to c.
-
-    Each needs one of its own, as two layers with one initializer start at the same weights.
-    """
-    return tf.keras.initializers.RandomNormal(stddev=POSTERIOR_STDDEV)
