@@ -1,49 +1,48 @@
-"""Grade the saved weights: the loss of each model, and the accuracy of a CVAE's samples as a classifier sees them.
+"""Grade the saved weights: the loss of each model, and the accuracy of a CVAE's samples by a trained classifier.
 
 The losses are of the test images; the handout asks for those of the training images, which are much the same.
-The exit status is 0 only if all that was measured is what the handout asks for.
+A model without saved weights is left out. The exit status is 0 if all that was graded meets the handout, else 1.
 """
 
 import argparse
 import sys
 
-from assignment import HANDOUT_LOSS, MNIST, NUM_CLASSES, generate_digits, load_weights, one_hot, output_path, read_mnist
+import assignment
+from assignment import HANDOUT_LOSS, NUM_CLASSES, is_conditional, model_inputs
 from matplotlib.figure import Figure
 import numpy as np
 import tensorflow as tf
 from vae import CVAE, VAE, bce_function, loss_function
 
-CLASSIFIER = MNIST.with_name("classifier.npz")
-HANDOUT_ACCURACY = 0.9
-SAMPLES = 10_000
+CLASSIFIER = assignment.MNIST.with_name("classifier.npz")
 
 
 def elbo_terms(model, images, labels):
     """The two terms of the loss on images as `read_mnist` gives them: (BCE per image, KL per image), floats."""
-    x = tf.constant(images[:, np.newaxis] / np.float32(255))
-    x_hat, mu, logvar = model(x, one_hot(labels, NUM_CLASSES)) if isinstance(model, CVAE) else model(x)
-    bce = float(bce_function(x_hat, x)) / len(x)
+    x, *condition = model_inputs(model, images[:, np.newaxis] / 255, labels, is_conditional(model))
+    x_hat, mu, logvar = model(x, *condition)
+    bce = float(bce_function(x_hat, x)) / len(images)
+    # The stencil has no function for the KL divergence, so another vae.py need not have one.
     return bce, float(loss_function(x_hat, x, mu, logvar)) - bce
 
 
 def new_classifier():
-    """A small convolutional network from images (N, 28, 28) in [0, 1] to logits (N, 10)."""
-    layers, order = tf.keras.layers, {"data_format": "channels_last"}  # whatever somebody's keras.json says
+    """A small convolutional network from images (N, 28, 28) in [0, 1] to probabilities (N, 10)."""
+    layers, order = tf.keras.layers, {"data_format": "channels_last"}  # whatever keras.json says
     stages = [tf.keras.Input((28, 28)), layers.Reshape((28, 28, 1))]
     for filters in (32, 64):
         stages += [layers.Conv2D(filters, 3, activation="relu", **order), layers.MaxPooling2D(**order)]
     stages += [layers.Flatten(**order), layers.Dropout(0.3), layers.Dense(128, activation="relu")]
-    return tf.keras.Sequential([*stages, layers.Dropout(0.3), layers.Dense(NUM_CLASSES)])
+    return tf.keras.Sequential([*stages, layers.Dropout(0.3), layers.Dense(NUM_CLASSES, activation="softmax")])
 
 
-def train_classifier(epochs=8, batch_size=128):
+def train_classifier():
     """Train a classifier on the training images, and write its weights to data/classifier.npz."""
-    images, labels = read_mnist("train")
+    (images, labels), _ = assignment.read_mnist()
     classifier = new_classifier()
-    rate = tf.keras.optimizers.schedules.CosineDecay(2e-3, epochs * len(images) // batch_size)
-    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    classifier.compile(optimizer=tf.keras.optimizers.Adam(rate), loss=loss, jit_compile=False)
-    classifier.fit(images / np.float32(255), labels, batch_size=batch_size, epochs=epochs, verbose=2)
+    rate = tf.keras.optimizers.schedules.CosineDecay(2e-3, 8 * len(images) // 128)
+    classifier.compile(tf.keras.optimizers.Adam(rate), loss="sparse_categorical_crossentropy", jit_compile=False)
+    classifier.fit(images / np.float32(255), labels, batch_size=128, epochs=8, verbose=2)
     np.savez_compressed(CLASSIFIER, *(weights.astype(np.float16) for weights in classifier.get_weights()))
 
 
@@ -51,35 +50,40 @@ def load_classifier():
     """The classifier that the project brings.
 
     Raises:
-        OSError: data/classifier.npz is missing or damaged.
+        OSError: data/classifier.npz is missing or damaged, or may not be read.
     """
     classifier = new_classifier()
     try:
         with np.load(CLASSIFIER) as arrays:
             classifier.set_weights([arrays[name] for name in arrays.files])
     except Exception as error:  # numpy, zipfile and Keras raise a dozen kinds
-        remedy = "restore it with `git checkout -- data/classifier.npz`, or `python evaluate.py --train_classifier`"
-        raise OSError(f"{CLASSIFIER} is missing or damaged ({error}): {remedy}") from error
+        raise OSError(f"{CLASSIFIER} cannot be read ({error}): run `python {__file__} --train_classifier`") from error
     return classifier
 
 
 def classify(classifier, images):
-    """The digits (N,) that the classifier sees in images (N, ..., 28, 28) in [0, 1]."""
+    """The digits (N,) that the classifier gives to images (N, ..., 28, 28) in [0, 1]."""
     return classifier.predict(np.reshape(images, (-1, 28, 28)), batch_size=1000, verbose=0).argmax(axis=1)
 
 
-def draw_confusion(samples, digits, predicted, confusion):
-    """Draw the confusion matrix beside up to 50 samples that are seen as another digit; returns the PNG's path."""
-    figure, path = Figure(figsize=(11, 5.5), dpi=150, layout="constrained"), output_path("evaluate_cvae.png")
+def accuracy(predicted, digits):
+    """The share, from 0 to 1, of the images whose predicted digit is the right one; both are integers (N,)."""
+    return np.mean(predicted == digits)
+
+
+def draw_confusion(samples, digits, predicted):
+    """Draw the confusion matrix beside up to 50 samples of a wrong predicted digit; returns the PNG's path."""
+    figure, path = Figure(figsize=(11, 5.5), dpi=150, layout="constrained"), assignment.output_path("evaluate_cvae.png")
     left, right = figure.subfigures(1, 2)
-    axes = left.add_subplot(xticks=range(NUM_CLASSES), yticks=range(NUM_CLASSES), xlabel="seen", ylabel="asked for")
-    axes.set_title(f"accuracy {np.mean(predicted == digits):.2%} over {len(digits):,} samples")
+    axes = left.add_subplot(xticks=range(NUM_CLASSES), yticks=range(NUM_CLASSES), xlabel="predicted", ylabel="label")
+    axes.set_title(f"accuracy {accuracy(predicted, digits):.2%} over {len(digits):,} samples")
+    confusion = tf.math.confusion_matrix(digits, predicted, NUM_CLASSES).numpy()
     axes.imshow(np.log1p(confusion), cmap="Blues")
     for (row, column), count in np.ndenumerate(confusion):
         axes.text(column, row, count or "", ha="center", va="center", color="white" if row == column else "black")
     wrong = np.flatnonzero(predicted != digits)
     shown = wrong[np.linspace(0, len(wrong) - 1, min(50, len(wrong))).astype(int)]  # some of every digit
-    right.suptitle(f"{len(shown)} of the {len(wrong)} wrong ones: asked for → seen")
+    right.suptitle(f"{len(shown)} of the {len(wrong)} wrong ones: label → predicted")
     for place, sample in enumerate(shown, start=1):
         axes = right.add_subplot(5, 10, place, frame_on=False, xticks=[], yticks=[])
         axes.set_title(f"{digits[sample]}→{predicted[sample]}", fontsize=8)
@@ -89,27 +93,24 @@ def draw_confusion(samples, digits, predicted, confusion):
 
 
 def grade_samples(cvae, classifier, images, labels):
-    """Print and draw what the classifier sees in samples of `cvae`.
+    """Print and draw how the classifier classifies samples of `cvae`; returns their `accuracy`.
 
     Args:
         cvae: a trained CVAE.
         classifier: as `load_classifier` gives.
         images, labels: real ones, as `read_mnist` gives them.
-
-    Returns:
-        The accuracy: the share of samples that the classifier sees as the digit asked for, from 0 to 1.
     """
-    digits = np.repeat(np.arange(NUM_CLASSES), SAMPLES // NUM_CLASSES)
-    samples = np.reshape(generate_digits(cvae, digits, cvae.latent_size), (-1, 28, 28))
+    digits = np.repeat(np.arange(NUM_CLASSES), 1000)
+    samples = np.reshape(assignment.generate_digits(cvae, digits, cvae.latent_size), (-1, 28, 28))
     predicted = classify(classifier, samples)
-    confusion = tf.math.confusion_matrix(digits, predicted, NUM_CLASSES).numpy()
-    by_digit = np.diag(confusion) / confusion.sum(axis=1)
-    print(f"CVAE: accuracy {by_digit.mean():.2%} over {SAMPLES:,} samples, {by_digit.min():.1%} for the worst digit")
-    print("  digit    " + "".join(f"{digit:7}" for digit in range(NUM_CLASSES)))
-    print("  accuracy " + "".join(f"{100 * share:7.1f}" for share in by_digit))
-    print(f"  (the classifier's on real test images: {np.mean(classify(classifier, images / 255) == labels):.2%})")
-    print(f"  drawn in outputs/{draw_confusion(samples, digits, predicted, confusion).name}")
-    return by_digit.mean()
+    by_digit = [accuracy(predicted[digits == digit], digit) for digit in range(NUM_CLASSES)]
+    print(
+        f"CVAE: accuracy {accuracy(predicted, digits):.2%} of {len(digits):,} samples, worst digit {min(by_digit):.1%}"
+    )
+    print("  of each digit:", *(f"{digit}: {share:.1%}" for digit, share in enumerate(by_digit)), sep="  ")
+    print(f"  (the classifier's on real test images: {accuracy(classify(classifier, images / 255), labels):.2%})")
+    print(f"  drawn in outputs/{draw_confusion(samples, digits, predicted).name}")
+    return accuracy(predicted, digits)
 
 
 def main():
@@ -121,25 +122,21 @@ def main():
     tf.keras.utils.set_random_seed(0)  # the same weights get the same grade
     if args.train_classifier:
         return train_classifier()
-    images, labels = read_mnist("test")
-    met, missing = {}, []
+    _, (images, labels) = assignment.read_mnist()
+    met = {}
     for make in (VAE, CVAE):
         try:
-            model = load_weights(make(28 * 28, latent_size=args.latent_size))
+            model = assignment.load_weights(make(28 * 28, latent_size=args.latent_size))
         except FileNotFoundError as error:
-            missing.append(f"{error}")
+            print(error, file=sys.stderr)
             continue
         name, (bce, kl) = make.__name__, elbo_terms(model, images, labels)
         print(f"{name}: loss {bce + kl:.2f} on the test images, of which BCE {bce:.2f} and KL {kl:.2f}")
         met[f"{name} loss below {HANDOUT_LOSS}"] = bce + kl < HANDOUT_LOSS
-        if make is CVAE:
-            accuracy = grade_samples(model, load_classifier(), images, labels)
-            met[f"CVAE accuracy above {HANDOUT_ACCURACY:.0%}"] = accuracy > HANDOUT_ACCURACY
-    if not met:
-        raise FileNotFoundError(", and ".join(missing))
-    sys.stderr.writelines(f"{line}\n" for line in missing)  # a redirected stdout may have no letters for the path
-    print("The handout asks for:", *(f"  {'pass' if ok else 'FAIL'}  {what}" for what, ok in met.items()), sep="\n")
-    sys.exit(0 if all(met.values()) else 1)
+        if is_conditional(model):
+            met["CVAE accuracy above 90%"] = grade_samples(model, load_classifier(), images, labels) > 0.9
+    sys.stdout.writelines(f"{'pass' if ok else 'FAIL'}  {what}, as the handout asks\n" for what, ok in met.items())
+    sys.exit(0 if met and all(met.values()) else 1)
 
 
 if __name__ == "__main__":

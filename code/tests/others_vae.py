@@ -5,14 +5,14 @@ decoder that ends in (N, H·W), an Adam of the model's own, a CVAE without `num_
 """
 
 import tensorflow as tf
-from tensorflow.keras.layers import Dense, Flatten
+from tensorflow.keras.layers import BatchNormalization, Dense, Flatten
 
 
 class VAE(tf.keras.Model):
     def __init__(self, input_size, latent_size=15):
         super().__init__()
         self.input_size, self.latent_size, self.hidden_dim = input_size, latent_size, 64
-        self.encoder = tf.keras.Sequential([Flatten(), Dense(64, activation="relu")])
+        self.encoder = tf.keras.Sequential([Flatten(), Dense(64, activation="relu"), BatchNormalization()])
         self.mu_layer, self.logvar_layer = tf.keras.Sequential([Dense(latent_size)]), Dense(latent_size)
         self.decoder = tf.keras.Sequential([Dense(64, activation="relu"), Dense(input_size, activation="sigmoid")])
         self.optimizer = tf.keras.optimizers.Adam(0.01)
@@ -25,13 +25,9 @@ class VAE(tf.keras.Model):
 
 class CVAE(VAE):
     def call(self, x, c):
-        hidden = self.encoder(tf.concat([flat(x), c], 1))
+        hidden = self.encoder(tf.concat([tf.reshape(x, [x.shape[0], self.input_size]), c], 1))
         mu, logvar = self.mu_layer(hidden), self.logvar_layer(hidden)
         return self.decoder(tf.concat([reparametrize(mu, logvar), c], 1)), mu, logvar
-
-
-def flat(x):
-    return tf.reshape(x, [x.shape[0], x.shape[2] * x.shape[3]])
 
 
 def reparametrize(mu, logvar):
@@ -39,5 +35,5 @@ def reparametrize(mu, logvar):
 
 
 def loss_function(x_hat, x, mu, logvar):
-    bce = tf.reduce_sum(tf.keras.losses.binary_crossentropy(flat(x), x_hat)) * x_hat.shape[1]
+    bce = tf.reduce_sum(tf.keras.losses.binary_crossentropy(tf.reshape(x, x_hat.shape), x_hat)) * x_hat.shape[1]
     return (bce - 0.5 * tf.reduce_sum(1 + logvar - mu**2 - tf.exp(logvar))) / x.shape[0]
