@@ -33,7 +33,7 @@ def parseArguments():
     parser.add_argument("--num_epochs", type=int, default=10, help="passes over the training images")
     parser.add_argument("--latent_size", type=int, default=15, help="dimensions of the latent space")
     parser.add_argument("--input_size", type=int, default=28 * 28, choices=[28 * 28], help="pixels of an image")
-    parser.add_argument("--learning_rate", type=float, default=1e-3, help="the peak is sqrt(batch_size / 16) times it")
+    parser.add_argument("--learning_rate", type=float, default=1e-3, help="peak rate: sqrt(batch_size / 16) times this")
     parser.add_argument("--seed", type=int, default=argparse.SUPPRESS, help="same seed, same losses and pictures")
     args = parser.parse_args()
     for name in ("batch_size", "num_epochs", "latent_size", "learning_rate"):
@@ -84,8 +84,8 @@ def load_mnist(batch_size, buffer_size=1024):
     """The training images in full batches, shuffled afresh each epoch by `tf.data` with this buffer.
 
     Returns:
-        A `tf.data.Dataset` of images (N, 1, 28, 28), float32 in [0, 1], and labels (N,), uint8; what does not fill a
-        last batch is left out, each epoch other images.
+        A `tf.data.Dataset` of images (N, 1, 28, 28), float32 in [0, 1], and labels (N,), uint8; the rest, less than
+        a batch and other images each epoch, is left out.
 
     Raises:
         ValueError: `batch_size` is not from 1 to 60,000, or `buffer_size` is below 1.
@@ -98,7 +98,7 @@ def load_mnist(batch_size, buffer_size=1024):
     def gather(indices):
         return tf.cast(tf.gather(images, indices)[:, tf.newaxis], tf.float32) / 255, tf.gather(labels, indices)
 
-    # To shuffle and batch the images themselves takes 5% of an epoch and 100 MB more than to do so with their indices.
+    # Shuffling and batching indices instead of images saves 5% of an epoch and 100 MB.
     indices = tf.data.Dataset.range(len(images)).shuffle(buffer_size).batch(batch_size, drop_remainder=True)
     options = tf.data.Options()
     options.autotune.enabled = False  # an epoch would end only when its thread wakes, some after 5 s instead of 3
@@ -124,7 +124,7 @@ def compile_step(model, optimizer):
     """A compiled function of what `model` takes, which does one step of `optimizer` and returns the batch's loss.
 
     It is kept, as `train_vae` is called once an epoch and would trace a new one each time; so up to four models stay in
-    memory. Whoever freezes or replaces a part of the model later has to compile the model again, as in Keras.
+    memory. Whoever freezes or replaces a part of the model later has to compile it again, with a new optimizer.
     """
 
     def train_step(x, *condition):
@@ -160,7 +160,7 @@ def train_vae(model, train_loader, args, is_cvae=False):
     losses = []
     for images, labels in train_loader:
         inputs = model_inputs(model, images, labels, is_cvae)
-        # The first step makes variables, so it runs uncompiled: an error or an interrupt in its trace would spoil them.
+        # The first step makes variables, so it runs uncompiled: made in a trace, an error or interrupt would lose them.
         step = train_step if int(model.optimizer.iterations) > 0 else train_step.python_function
         losses.append(float(step(*inputs)))
     if not losses:
@@ -221,8 +221,7 @@ def save_model_weights(model, args=None):
 def load_weights(model):
     """Read the saved weights into an untrained model, and return it.
 
-    Raises:
-        OSError: they do not fit the model, or the file is damaged; FileNotFoundError if there is none.
+    Raises OSError if they do not fit, FileNotFoundError if none are saved.
     """
     path, side, is_cvae = weights_path(model), math.isqrt(model.input_size), is_conditional(model)
     remedy = f"train with `python assignment.py{' --is_cvae' * is_cvae} --latent_size {model.latent_size}` in {CODE}"
@@ -285,7 +284,8 @@ def main(args):
     if hasattr(args, "seed"):
         tf.keras.utils.set_random_seed(args.seed)
     model = (CVAE if args.is_cvae else VAE)(args.input_size, latent_size=args.latent_size)
-    losses, written, checkpoint = [], [], weights_path(model)  # makes the folder, or fails before training
+    # Where the folder cannot be made, this fails before training; where no file can, the first epoch's weights do.
+    losses, written, checkpoint = [], [], weights_path(model)
     if args.load_weights:
         load_weights(model)
     else:

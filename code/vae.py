@@ -39,10 +39,10 @@ class LabelledKernel(tf.keras.initializers.Initializer):
 
 
 def damped_kernel():
-    """A start for mu and for logvar in a CVAE, each its own, as one for both would give them the same weights.
+    """The start of a CVAE's mu or log-variance layer; each needs its own, as one for both makes their weights the same.
 
     The strong label rows make the encoder's output six times larger than a VAE's. With Keras's default kernels mu and
-    logvar would start with a standard deviation of about 2.5 over the images; this makes it 0.6, and a VAE has 0.4.
+    logvar would start with a standard deviation, over images and dimensions, of 2.5; this makes it 0.6. A VAE has 0.4.
     """
     return tf.keras.initializers.RandomNormal(stddev=POSTERIOR_STDDEV)
 

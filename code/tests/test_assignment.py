@@ -108,8 +108,7 @@ def test_training_lowers_the_loss_by_adam_at_a_constant_rate_with_any_loader(mak
     loaders = [small_loader(), dataset, iter(small_loader(32)), (batch for batch in lists)]
     losses = [train(model, loader) / batches for loader, batches in zip(loaders, (3, 2, 2, 3))]
     assert losses == sorted(losses, reverse=True) and {type(loss) for loss in losses} == {float}
-    assert type(model.optimizer) is tf.keras.optimizers.Adam
-    assert model.optimizer.get_config()["learning_rate"] == pytest.approx(1e-3)  # of a schedule it is a dictionary
+    assert (type(model.optimizer), float(model.optimizer.learning_rate)) == (tf.keras.optimizers.Adam, np.float32(1e-3))
 
 
 @both
@@ -185,7 +184,6 @@ def test_weights_survive_a_round_trip(make):
     with pytest.raises(FileNotFoundError, match=rf"vae\.weights\.h5 is missing.*assignment.py {flags}.* in /"):
         assignment.load_weights(loaded)
     assignment.save_model_weights(model, settings())
-    assert not same(loaded.get_weights(), model.get_weights())
     assert assignment.load_weights(loaded) is loaded and same(loaded.get_weights(), model.get_weights())
 
 
@@ -271,16 +269,16 @@ def test_a_setting_out_of_range_is_named_with_what_came(monkeypatch, capsys, set
 
 @pytest.fixture
 def epochs(monkeypatch):
-    """Of each epoch of `main`: weights, optimizer and first labels. It has three batches; the third epoch fails."""
+    """Of each epoch of `main`: weights, optimizer and labels. It has three batches; the third epoch fails."""
     epochs, load = [], assignment.load_mnist
 
     def train(model, loader, *_, **__):
-        epochs.append((model.get_weights(), model.optimizer.get_config(), next(iter(loader))[1]))
+        epochs.append((model.get_weights(), model.optimizer.get_config(), [labels for _, labels in loader]))
         if len(epochs) == 3:
             raise FloatingPointError("the loss is nan")
         return 300.0
 
-    monkeypatch.setattr(assignment, "load_mnist", lambda *args, **kwargs: load(*args, **kwargs).take(3))
+    monkeypatch.setattr(assignment, "load_mnist", lambda size, buffer_size: load(size, buffer_size).take(3))
     monkeypatch.setattr(assignment, "train_vae", train)
     return epochs
 
@@ -290,19 +288,26 @@ def test_the_program_prints_the_mean_loss_of_a_batch_and_keeps_the_last_finite_w
         assignment.main(settings(num_epochs=4, batch_size=64))
     assert capsys.readouterr().out == "Train Epoch: 1 \tLoss: 100.000000\nTrain Epoch: 2 \tLoss: 100.000000\n"
     assert same(assignment.load_weights(VAE(784)).get_weights(), epochs[1][0])
-    assert epochs[0][1]["learning_rate"]["config"] == {"peak": pytest.approx(2e-3), "steps": 4 * 3}
+    assert epochs[0][1]["learning_rate"]["config"] == {"peak": pytest.approx(2e-3), "steps": 4 * len(epochs[0][2])}
 
 
 def test_the_rate_of_the_program_is_half_a_sine_wave_over_its_training():
     rates = assignment.SineRate(peak=8.0, steps=100)(np.arange(200)).numpy()
-    np.testing.assert_allclose(rates[:100], 8 * np.sin(np.pi * (np.arange(100) + 0.5) / 100), atol=1e-5)
-    np.testing.assert_array_equal(rates[100:], rates[99])
+    np.testing.assert_allclose(rates, 8 * np.sin(np.pi * (np.arange(200).clip(max=99) + 0.5) / 100), atol=1e-5)
 
 
 def test_the_same_seed_gives_the_same_weights_and_the_same_batches(epochs):
     for seed in (5, 5):
         assignment.main(settings(seed=seed, num_epochs=1))
-    assert same(epochs[0][0], epochs[1][0]) and np.array_equal(epochs[0][2], epochs[1][2])
+    assert same(epochs[0][0], epochs[1][0]) and same(epochs[0][2], epochs[1][2])
+
+
+def test_the_program_keeps_a_models_own_optimizer(epochs, monkeypatch):
+    model = VAE(784)
+    model.compile(optimizer=tf.keras.optimizers.SGD(0.25))
+    monkeypatch.setattr(assignment, "VAE", lambda *_, **__: model)
+    assignment.main(settings(num_epochs=1))
+    assert epochs[0][1]["learning_rate"] == 0.25
 
 
 @pytest.fixture
@@ -360,7 +365,6 @@ def test_what_a_user_can_mend_is_one_line_and_changes_nothing(project, run, monk
     assert run() == 130 and re.fullmatch("\ninterrupted: .*saved .*last epoch printed.*\n", capsys.readouterr().err)
     (project / "data/mnist.npz").write_text("<html>404 Not Found</html>")
     assert re.fullmatch(r"error: .*mnist\.npz is damaged.*git checkout.*", run())
-    assert (project / "data/mnist.npz").read_text() == "<html>404 Not Found</html>"
     assert not [path for path in (project / "outputs").rglob("*") if path.is_file()]
 
 
@@ -385,11 +389,12 @@ def grade(monkeypatch):
 def test_a_grade_is_what_the_handout_asks_for_of_all_that_is_saved(monkeypatch, capsys, loss, accuracy, code):
     monkeypatch.setattr(evaluate, "elbo_terms", lambda model, images, labels: (loss - 10, len(images) / 1000))
     monkeypatch.setattr(evaluate, "grade_samples", lambda *_: accuracy)
+    assert grade(monkeypatch) == 1  # nothing is saved
     assignment.save_model_weights(CVAE(784))
     assert grade(monkeypatch) == code
     printed, missing = capsys.readouterr()
     assert re.findall("pass|FAIL", printed) == ["FAIL" if failed else "pass" for failed in (loss > 120, accuracy < 0.9)]
-    assert "vae.weights.h5 is missing" in missing and "CVAE" not in missing
+    assert "/vae.weights.h5 is missing" in missing
 
 
 def test_a_classifier_that_is_trained_again_learns_and_a_damaged_one_is_named(monkeypatch, tmp_path):
@@ -397,24 +402,24 @@ def test_a_classifier_that_is_trained_again_learns_and_a_damaged_one_is_named(mo
     monkeypatch.setattr(assignment, "read_mnist", lambda: ((images[:2000], labels[:2000]), None))
     monkeypatch.setattr(evaluate, "CLASSIFIER", tmp_path / "classifier.npz")
     evaluate.train_classifier()
-    predicted = evaluate.classify(evaluate.load_classifier(), test_images[:1000] / 255)
-    assert evaluate.accuracy(predicted, test_labels[:1000]) == np.mean(predicted == test_labels[:1000]) > 0.9
+    assert 0.9 < evaluate.accuracy(evaluate.classify(evaluate.load_classifier(), test_images / 255), test_labels) < 1
     evaluate.CLASSIFIER.write_bytes(evaluate.CLASSIFIER.read_bytes()[:-99])
     with pytest.raises(OSError, match=r"classifier\.npz cannot be read.*--train_classifier"):
         evaluate.load_classifier()
 
 
 def test_a_short_training_on_real_images_listens_to_the_digit_asked_for(monkeypatch, capsys):
-    """200 steps give 99.5% and a loss of 148; without the strong label rows 30%, and 19% with Keras's own starts."""
+    """200 steps give 99.5% and a loss of 148; without the strong label rows 30%, and 19% with default initializers."""
     load = assignment.load_mnist
     monkeypatch.setattr(assignment, "load_mnist", lambda *args, **kwargs: load(*args, **kwargs).take(200))
     assignment.main(settings(is_cvae=True, batch_size=128, num_epochs=1, seed=0))
-    assert grade(monkeypatch) == 1
+    grade(monkeypatch)
     printed = capsys.readouterr().out
-    assert "FAIL  CVAE loss below 120" in printed and "pass  CVAE accuracy above 90%" in printed
+    assert "pass  CVAE accuracy above 90%" in printed
     loss, bce, kl = map(float, re.search(r"loss ([\d.]+) .* BCE ([\d.]+) and KL ([\d.]+)", printed).groups())
-    assert 120 < loss < 170 and loss == pytest.approx(bce + kl, abs=0.02) and 2 < kl < 30
-    assert float(re.search(r"real test images: ([\d.]+)%", printed)[1]) >= 99.2
+    assert loss < 170 and loss == pytest.approx(bce + kl, abs=0.02) and 2 < kl < 30
+    for measured, least in (("worst digit", 90), ("real test images:", 99.2)):
+        assert least <= float(re.search(rf"{measured} ([\d.]+)%", printed)[1]) <= 100
 
 
 @pytest.mark.slow
