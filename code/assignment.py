@@ -160,7 +160,7 @@ def train_vae(model, train_loader, args, is_cvae=False):
     losses = []
     for images, labels in train_loader:
         inputs = model_inputs(model, images, labels, is_cvae)
-        # The first step makes variables, so it runs uncompiled: made in a trace, an error or interrupt would lose them.
+        # The first step makes variables, so it runs uncompiled: those made in a trace are lost if that is interrupted.
         step = train_step if int(model.optimizer.iterations) > 0 else train_step.python_function
         losses.append(float(step(*inputs)))
     if not losses:
