@@ -104,13 +104,12 @@ def grade_samples(cvae, classifier, images, labels):
     samples = np.reshape(assignment.generate_digits(cvae, digits, cvae.latent_size), (-1, 28, 28))
     predicted = classify(classifier, samples)
     by_digit = [accuracy(predicted[digits == digit], digit) for digit in range(NUM_CLASSES)]
-    print(
-        f"CVAE: accuracy {accuracy(predicted, digits):.2%} of {len(digits):,} samples, worst digit {min(by_digit):.1%}"
-    )
+    overall = accuracy(predicted, digits)
+    print(f"CVAE: accuracy {overall:.2%} of {len(digits):,} samples, worst digit {min(by_digit):.1%}")
     print("  of each digit:", *(f"{digit}: {share:.1%}" for digit, share in enumerate(by_digit)), sep="  ")
     print(f"  (the classifier's on real test images: {accuracy(classify(classifier, images / 255), labels):.2%})")
     print(f"  drawn in outputs/{draw_confusion(samples, digits, predicted).name}")
-    return accuracy(predicted, digits)
+    return overall
 
 
 def main():
