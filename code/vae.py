@@ -12,47 +12,12 @@ from tensorflow.keras import Sequential
 from tensorflow.keras.layers import Dense, Flatten, Reshape
 
 HIDDEN_DIM = 400  # the width in Kingma and Welling's MNIST networks is 500, in most public ones 400
-LABEL_STDDEV = 2.5  # by trial; see LabelledKernel
-POSTERIOR_STDDEV = 0.018  # by trial: a smaller one gives more readable digits and a higher loss; see damped_kernel
-EPSILON = 1e-7  # keeps log(0) out of the cross-entropy; Keras clips probabilities at the same value
+MIN_PROBABILITY = 1e-7  # keeps log(0) out of the cross-entropy; Keras clips probabilities at the same value
 
 
-class LabelledKernel(tf.keras.initializers.Initializer):
-    """Starts a kernel at `he_uniform`, but its last `num_classes` rows, those of a one-hot label, far stronger.
-
-    He's rule has all inputs act at once: 794 in the encoder, so a standard deviation of sqrt(2 / 794) = 0.05. Of a
-    label's rows one acts at a time, for which it gives sqrt(2 / 1) = 1.4. Were they as weak as the others, the class
-    would reach the decoder through z sooner than through c, and a random z decode to a random digit whatever c says.
-    """
-
-    def __init__(self, num_classes):
-        self.num_classes = num_classes
-
-    def __call__(self, shape, dtype=None):
-        inputs, outputs = shape
-        kernel = tf.keras.initializers.HeUniform()(shape, dtype)
-        labels = tf.random.normal((self.num_classes, outputs), stddev=LABEL_STDDEV, dtype=kernel.dtype)
-        return tf.concat([kernel[: inputs - self.num_classes], labels], axis=0)
-
-    def get_config(self):
-        return {"num_classes": self.num_classes}
-
-
-def damped_kernel():
-    """The start of a CVAE's mu or log-variance layer; each needs its own, as one for both makes their weights the same.
-
-    The strong label rows make the encoder's output six times larger than a VAE's. With Keras's default kernels mu and
-    logvar would start with a standard deviation, over images and dimensions, of 2.5; this makes it 0.6. A VAE has 0.4.
-    """
-    return tf.keras.initializers.RandomNormal(stddev=POSTERIOR_STDDEV)
-
-
-def hidden_layers(first_kernel="he_uniform"):
-    """Three ReLU layers of width H, whose kernels start at `first_kernel` and, the other two, at `he_uniform`."""
-    return [
-        Dense(HIDDEN_DIM, activation="relu", kernel_initializer=initializer)
-        for initializer in (first_kernel, "he_uniform", "he_uniform")
-    ]
+def hidden_layers():
+    """Three ReLU layers of width H, whose kernels start by He's rule, a variance of 2 / inputs (He et al., 2015)."""
+    return [Dense(HIDDEN_DIM, activation="relu", kernel_initializer="he_uniform") for _ in range(3)]
 
 
 def image_shape(input_size):
@@ -90,6 +55,7 @@ class VAE(tf.keras.Model):
         self(tf.zeros((1, *image_shape(input_size))))  # makes the weights: a new model can be saved or loaded
 
     def get_config(self):
+        """The constructor's arguments, for `load_model`: Keras 3 does not know those of a subclassed model."""
         return {"input_size": self.input_size, "latent_size": self.latent_size}
 
     def call(self, x):
@@ -104,6 +70,18 @@ class VAE(tf.keras.Model):
         mu, logvar = self.mu_layer(hidden), self.logvar_layer(hidden)
         z = reparametrize(mu, logvar)
         return self.decoder(z), mu, logvar
+
+
+def start_label_rows(layer, num_classes):
+    """Start the rows of a first kernel that a one-hot label meets, its last `num_classes`, by He's rule of their own.
+
+    The rule has all inputs act at once: 794 in the encoder, so a standard deviation of sqrt(2 / 794) = 0.05. Of the
+    label's rows one acts at a time, a fan-in of 1, so sqrt(2 / 1) = 1.4. Were they as weak as the others, the class
+    would reach the decoder through z sooner than through c, and a random z decode to a random digit whatever c says.
+    A kernel that is started again by its layer's own initializer loses them.
+    """
+    rows = tf.random.normal((num_classes, HIDDEN_DIM), stddev=math.sqrt(2), dtype=layer.kernel.dtype)
+    layer.kernel.assign(tf.concat([layer.kernel[:-num_classes], rows], axis=0))
 
 
 class CVAE(tf.keras.Model):
@@ -123,12 +101,13 @@ class CVAE(tf.keras.Model):
         self.num_classes = num_classes
         self.latent_size = latent_size
         self.hidden_dim = HIDDEN_DIM
-        first_kernel = LabelledKernel(num_classes)
-        self.encoder = Sequential([Flatten(), *hidden_layers(first_kernel)], name="encoder")
-        self.mu_layer = Dense(latent_size, kernel_initializer=damped_kernel(), name="mu_layer")
-        self.logvar_layer = Dense(latent_size, kernel_initializer=damped_kernel(), name="logvar_layer")
-        self.decoder = Sequential([*hidden_layers(first_kernel), *image_layers(input_size)], name="decoder")
+        self.encoder = Sequential([Flatten(), *hidden_layers()], name="encoder")
+        self.mu_layer = Dense(latent_size, name="mu_layer")
+        self.logvar_layer = Dense(latent_size, name="logvar_layer")
+        self.decoder = Sequential([*hidden_layers(), *image_layers(input_size)], name="decoder")
         self(tf.zeros((1, *image_shape(input_size))), tf.zeros((1, num_classes)))
+        start_label_rows(self.encoder.layers[1], num_classes)
+        start_label_rows(self.decoder.layers[0], num_classes)
 
     def get_config(self):
         return {"input_size": self.input_size, "num_classes": self.num_classes, "latent_size": self.latent_size}
@@ -176,7 +155,7 @@ def bce_function(x_hat, x):
     """
     x_hat, x = tf.cast(x_hat, tf.float32), tf.cast(x, tf.float32)
     x_hat.shape.assert_is_compatible_with(x.shape)
-    x_hat = tf.clip_by_value(x_hat, EPSILON, 1 - EPSILON)
+    x_hat = tf.clip_by_value(x_hat, MIN_PROBABILITY, 1 - MIN_PROBABILITY)
     return -tf.reduce_sum(x * tf.math.log(x_hat) + (1 - x) * tf.math.log(1 - x_hat))
 
 
