@@ -1,33 +1,30 @@
 """A vae.py in the ways of others, which the program has to run with.
 
 The stencil's attributes and nothing more: batch sizes from static shapes, layers that are built by their first call, a
-decoder that ends in (N, H·W), an Adam of the model's own, a CVAE without `num_classes`, `call` without `training`.
+decoder that ends in (N, H·W), an Adam of the model's own, a CVAE without `num_classes`.
 """
 
 import tensorflow as tf
-from tensorflow.keras.layers import BatchNormalization, Dense, Flatten
+from tensorflow.keras.layers import BatchNormalization, Dense
 
 
 class VAE(tf.keras.Model):
     def __init__(self, input_size, latent_size=15):
         super().__init__()
         self.input_size, self.latent_size, self.hidden_dim = input_size, latent_size, 64
-        self.encoder = tf.keras.Sequential([Flatten(), Dense(64, activation="relu"), BatchNormalization()])
+        self.encoder = tf.keras.Sequential([Dense(64, activation="relu"), BatchNormalization()])
         self.mu_layer, self.logvar_layer = tf.keras.Sequential([Dense(latent_size)]), Dense(latent_size)
         self.decoder = tf.keras.Sequential([Dense(64, activation="relu"), Dense(input_size, activation="sigmoid")])
         self.optimizer = tf.keras.optimizers.Adam(0.01)
 
-    def call(self, x):
-        hidden = self.encoder(x)
+    def call(self, x, *c, training=None):
+        hidden = self.encoder(tf.concat([tf.reshape(x, [x.shape[0], self.input_size]), *c], 1))
         mu, logvar = self.mu_layer(hidden), self.logvar_layer(hidden)
-        return self.decoder(reparametrize(mu, logvar)), mu, logvar
+        return self.decoder(tf.concat([reparametrize(mu, logvar), *c], 1)), mu, logvar
 
 
 class CVAE(VAE):
-    def call(self, x, c):
-        hidden = self.encoder(tf.concat([tf.reshape(x, [x.shape[0], self.input_size]), c], 1))
-        mu, logvar = self.mu_layer(hidden), self.logvar_layer(hidden)
-        return self.decoder(tf.concat([reparametrize(mu, logvar), c], 1)), mu, logvar
+    pass
 
 
 def reparametrize(mu, logvar):
