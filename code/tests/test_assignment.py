@@ -421,7 +421,7 @@ def project(tmp_path):
 
 
 # As Windows redirects stdout; no home; in a notebook's shell.
-ENVIRONMENT = {"PYTHONIOENCODING": "cp1252", "HOME": "/proc/none", "MPLBACKEND": "module://a_notebooks.backend"}
+ENVIRONMENT = {"PYTHONIOENCODING": "cp1252", "HOME": "/proc/none", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 
 
 def train_and_draw_again(folder, is_cvae):
