@@ -24,7 +24,7 @@ class VAE(tf.keras.Model):
 
 
 class CVAE(VAE):
-    pass
+    """The same layers, as they are built by their first call."""
 
 
 def reparametrize(mu, logvar):
