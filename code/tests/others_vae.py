@@ -17,18 +17,16 @@ class VAE(tf.keras.Model):
         self.decoder = tf.keras.Sequential([Dense(64, activation="relu"), Dense(input_size, activation="sigmoid")])
         self.optimizer = tf.keras.optimizers.Adam(0.01)
 
-    def call(self, x, *c, training=None):
-        hidden = self.encoder(tf.concat([tf.reshape(x, [x.shape[0], self.input_size]), *c], 1))
+    def call(self, x, c=None, training=None):
+        given = [] if c is None else [c]
+        hidden = self.encoder(tf.concat([tf.reshape(x, [x.shape[0], self.input_size]), *given], 1))
         mu, logvar = self.mu_layer(hidden), self.logvar_layer(hidden)
-        return self.decoder(tf.concat([reparametrize(mu, logvar), *c], 1)), mu, logvar
+        z = mu + tf.exp(logvar / 2) * tf.random.normal([mu.shape[0], mu.shape[1]])
+        return self.decoder(tf.concat([z, *given], 1)), mu, logvar
 
 
 class CVAE(VAE):
     """The same layers, as they are built by their first call."""
-
-
-def reparametrize(mu, logvar):
-    return mu + tf.exp(logvar / 2) * tf.random.normal([mu.shape[0], mu.shape[1]])
 
 
 def loss_function(x_hat, x, mu, logvar):
