@@ -75,7 +75,7 @@ def read_mnist():
     """MNIST as Keras gives it, uint8: 60,000 training images (N, 28, 28) and their labels (N,), 10,000 of each to test.
 
     Raises:
-        OSError: data/mnist.npz is damaged, not to be read, or missing where Keras cannot download it.
+        OSError: data/mnist.npz is damaged or lacks read permission, or is missing and Keras cannot download it.
     """
     try:
         if not MNIST.exists():

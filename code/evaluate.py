@@ -57,7 +57,7 @@ def load_classifier():
     """The classifier that the project brings.
 
     Raises:
-        OSError: data/classifier.npz is missing or damaged, or may not be read.
+        OSError: data/classifier.npz is missing or damaged, or lacks read permission.
     """
     classifier = new_classifier()
     try:
