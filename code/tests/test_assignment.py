@@ -210,8 +210,8 @@ def test_a_loss_or_a_weight_that_is_not_finite_blames_the_learning_rate(learning
 BAD_BATCHES = [
     ((IMAGES * 255).astype("uint8"), DIGITS, r"images .*\[0, 1\].* 0 to 255"),
     (np.where(IMAGES.max() == IMAGES, np.nan, IMAGES), DIGITS, r"images .*\[0, 1\].* nan"),
-    (IMAGES - 0.00002, DIGITS, r"images .*\[0, 1\].* -2e-05 to "),
-    (IMAGES + 0.00002, DIGITS, r"images .*\[0, 1\].* to 1\.00002$"),
+    (IMAGES - 0.00002, DIGITS, r"images .*\[0, 1\].* -2e-05 to 0\.99998$"),
+    (IMAGES + 0.00002, DIGITS, r"images .*\[0, 1\].* 2e-05 to 1\.00002$"),
     (IMAGES.reshape(-1, 28, 28, 1), DIGITS, r"images .*\(N, 1, 28, 28\); got \(48, 28, 28, 1\)"),
     (IMAGES[:0], DIGITS[:0], r"images .*got \(0, 1, 28, 28\)"),
     (IMAGES, np.where(DIGITS == 7, 10, DIGITS), r"labels .*0 to 9.*got .* 9 10\]"),
@@ -489,7 +489,7 @@ def test_a_short_training_on_real_images_listens_to_the_digit_asked_for(ending, 
 @pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "new_adam"), [(1024, False), (128, False), (1024, True)])
 def test_ten_epochs_of_train_vae_alone_are_what_the_handout_asks_for_and_more(batch_size, new_adam):
-    """At its constant rate. A new Adam each epoch, which the handout does not ask for, costs a VAE 6 to 11."""
+    """At its constant rate; also with a new Adam each epoch, by which a VAE ends at 116 to 121, as the seed has it."""
     for make in (VAE, CVAE):
         tf.keras.utils.set_random_seed(0)
         loader, model = assignment.load_mnist(batch_size, buffer_size=60_000), make(784)
@@ -498,5 +498,5 @@ def test_ten_epochs_of_train_vae_alone_are_what_the_handout_asks_for_and_more(ba
                 model.compile(optimizer=tf.keras.optimizers.Adam(1e-3))
             loss = train(model, loader) / len(loader)
         print(f"\n{type(model).__name__}, batches of {batch_size}, new Adam {new_adam}: training loss {loss:.1f}")
-        assert loss < (125 if new_adam and make is VAE else 120)
+        assert loss < 120
     assert evaluate.grade_samples(model, evaluate.load_classifier(), *assignment.read_mnist()[1]) > 0.93
