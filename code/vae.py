@@ -9,9 +9,14 @@ import math
 
 import tensorflow as tf
 from tensorflow.keras import Sequential
+from tensorflow.keras.initializers import Constant
 from tensorflow.keras.layers import Dense, Flatten, Reshape
 
 HIDDEN_DIM = 400  # the width in Kingma and Welling's MNIST networks is 500, in most public ones 400
+# Bias of the logvar layer: sigma = exp(-2 / 2) = 1/e, so log(1 / sigma) is one nat per latent dimension, about what a
+# trained model uses (a KL of 17 over 15 dimensions). With a sigma of 1, z is mostly noise at first, and the decoder
+# learns to ignore some of its dimensions before the encoder uses them.
+INITIAL_LOGVAR = -2.0
 MIN_PROBABILITY = 1e-7  # keeps log(0) out of the cross-entropy; Keras clips probabilities at the same value
 
 
@@ -50,9 +55,10 @@ class VAE(tf.keras.Model):
         self.hidden_dim = HIDDEN_DIM
         self.encoder = Sequential([Flatten(), *hidden_layers()], name="encoder")
         self.mu_layer = Dense(latent_size, name="mu_layer")
-        self.logvar_layer = Dense(latent_size, name="logvar_layer")
+        self.logvar_layer = Dense(latent_size, bias_initializer=Constant(INITIAL_LOGVAR), name="logvar_layer")
         self.decoder = Sequential([*hidden_layers(), *image_layers(input_size)], name="decoder")
-        self(tf.zeros((1, *image_shape(input_size))))  # makes the weights: a new model can be saved or loaded
+        if type(self).__init__ is VAE.__init__:  # a subclass may need attributes that its constructor sets later
+            self(tf.zeros((1, *image_shape(input_size))))  # creates the weights, so they can be saved or loaded
 
     def get_config(self):
         """The constructor's arguments, for `load_model`: Keras 3 does not know those of a subclassed model."""
@@ -72,16 +78,16 @@ class VAE(tf.keras.Model):
         return self.decoder(z), mu, logvar
 
 
-def start_label_rows(layer, num_classes):
-    """Start the rows of a first kernel that a one-hot label meets, its last `num_classes`, by He's rule of their own.
+def initialize_label_rows(kernel, num_classes):
+    """Re-initialize the label's rows (the last `num_classes`) of a first kernel, using He's rule with a fan-in of 1.
 
-    The rule has all inputs act at once: 794 in the encoder, so a standard deviation of sqrt(2 / 794) = 0.05. Of the
-    label's rows one acts at a time, a fan-in of 1, so sqrt(2 / 1) = 1.4. Were they as weak as the others, the class
-    would reach the decoder through z sooner than through c, and a random z decode to a random digit whatever c says.
-    A kernel that is started again by its layer's own initializer loses them.
+    He's rule assumes that all inputs are active: 794 in the encoder give a standard deviation of sqrt(2 / 794) = 0.05.
+    Of a one-hot label only one input is active, which gives sqrt(2 / 1) = 1.4. With rows as small as the others, the
+    decoder learns the class from z before it learns to use c, and a random z then determines the digit. Running the
+    layer's initializer again undoes this.
     """
-    rows = tf.random.normal((num_classes, HIDDEN_DIM), stddev=math.sqrt(2), dtype=layer.kernel.dtype)
-    layer.kernel.assign(tf.concat([layer.kernel[:-num_classes], rows], axis=0))
+    rows = tf.random.normal((num_classes, kernel.shape[1]), stddev=math.sqrt(2), dtype=kernel.dtype)
+    kernel.assign(tf.concat([kernel[:-num_classes], rows], axis=0))
 
 
 class CVAE(tf.keras.Model):
@@ -103,11 +109,15 @@ class CVAE(tf.keras.Model):
         self.hidden_dim = HIDDEN_DIM
         self.encoder = Sequential([Flatten(), *hidden_layers()], name="encoder")
         self.mu_layer = Dense(latent_size, name="mu_layer")
-        self.logvar_layer = Dense(latent_size, name="logvar_layer")
+        self.logvar_layer = Dense(latent_size, bias_initializer=Constant(INITIAL_LOGVAR), name="logvar_layer")
         self.decoder = Sequential([*hidden_layers(), *image_layers(input_size)], name="decoder")
-        self(tf.zeros((1, *image_shape(input_size))), tf.zeros((1, num_classes)))
-        start_label_rows(self.encoder.layers[1], num_classes)
-        start_label_rows(self.decoder.layers[0], num_classes)
+        for part, num_inputs in ((self.encoder, input_size), (self.decoder, latent_size)):
+            part.build((None, num_inputs + num_classes))
+            initialize_label_rows(part.weights[0], num_classes)
+        for layer in (self.mu_layer, self.logvar_layer):
+            layer.build((None, HIDDEN_DIM))
+        if type(self).__init__ is CVAE.__init__:
+            self(tf.zeros((1, *image_shape(input_size))), tf.zeros((1, num_classes)))
 
     def get_config(self):
         return {"input_size": self.input_size, "num_classes": self.num_classes, "latent_size": self.latent_size}
