@@ -358,5 +358,5 @@ if __name__ == "__main__":
     except (OSError, FloatingPointError, DataError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print("\ninterrupted: the weights are saved as of the last epoch printed above, if any", file=sys.stderr)
+        print("\ninterrupted: the weights of the last epoch printed above, if any, are saved", file=sys.stderr)
         sys.exit(130)

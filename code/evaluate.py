@@ -96,15 +96,17 @@ def save_confusion(samples, digits, predicted):
     figure = Figure(figsize=(11, 5.5), dpi=150, layout="constrained")
     left, right = figure.subfigures(1, 2)
     ticks = range(NUM_CLASSES)
-    axes = left.add_subplot(xticks=ticks, yticks=ticks, xlabel="predicted digit", ylabel="digit asked for")
-    axes.set_title(f"accuracy {np.mean(predicted == digits):.2%} over {len(digits):,} samples (colours: logarithmic)")
+    axes = left.add_subplot(xticks=ticks, yticks=ticks, xlabel="predicted digit", ylabel="requested digit")
+    axes.set_title(
+        f"accuracy {np.mean(predicted == digits):.2%} over {len(digits):,} samples (logarithmic color scale)"
+    )
     confusion = tf.math.confusion_matrix(digits, predicted, NUM_CLASSES).numpy()
     axes.imshow(np.log1p(confusion), cmap="Blues")
     for (row, column), count in np.ndenumerate(confusion):
         axes.text(column, row, count or "", ha="center", va="center", color="white" if row == column else "black")
     wrong = np.flatnonzero(predicted != digits)
     shown = wrong[np.linspace(0, len(wrong) - 1, min(50, len(wrong))).astype(int)]  # some of every digit
-    right.suptitle(f"{len(shown)} of the {len(wrong)} wrong ones: asked for → predicted")
+    right.suptitle(f"{len(shown)} of the {len(wrong)} misclassified samples: requested → predicted")
     for place, sample in enumerate(shown, start=1):
         axes = right.add_subplot(5, 10, place, frame_on=False, xticks=[], yticks=[])
         axes.set_title(f"{digits[sample]}→{predicted[sample]}", fontsize=8)

@@ -1,32 +1,40 @@
-"""What the tests of both programs share."""
+"""Fixtures that several test files share."""
+
+from unittest.mock import patch
 
 import assignment
 import pytest
+from vae import CVAE, VAE
+
+
+@pytest.fixture(params=[VAE, CVAE])
+def make(request):
+    """Run the test with both classes."""
+    return request.param
 
 
 @pytest.fixture(autouse=True)
 def outputs(tmp_path, monkeypatch):
-    """No test writes to the project's own outputs/."""
+    """Redirect outputs/ to a temporary folder."""
     monkeypatch.setattr(assignment, "OUTPUTS", tmp_path / "outputs")
     return tmp_path / "outputs"
 
 
 @pytest.fixture
-def ending(monkeypatch):
-    """Runs a program with flags; what it ends with, as `sys.exit` takes it."""
+def exit_argument():
+    """Run a program with the given flags and return the argument of its `sys.exit`."""
 
-    def ending(program, flags=""):
-        monkeypatch.setattr("sys.argv", ["program.py", *flags.split()])
-        with pytest.raises(SystemExit) as ended:
+    def run(program, flags=""):
+        with patch("sys.argv", ["program.py", *flags.split()]), pytest.raises(SystemExit) as ended:
             program()
         return ended.value.code
 
-    return ending
+    return run
 
 
 @pytest.fixture
 def figures(monkeypatch):
-    """The figures that are saved, to be read without their pixels."""
+    """Collect the figures that would be saved, so that a test can inspect them."""
     saved = []
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path: saved.append(figure))
     return saved

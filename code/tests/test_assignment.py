@@ -1,39 +1,36 @@
-"""assignment.py as its users meet it: imported, and started from a shell."""
+"""Tests of assignment.py, imported as a module and run as a program."""
 
 import argparse
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
+import gc
 import os
 import re
 import runpy
 import shutil
 import subprocess
 import sys
-from unittest.mock import Mock
+from unittest.mock import Mock, call
+import weakref
 
 import assignment
 import evaluate
 from matplotlib.image import imread
 import numpy as np
-import others_vae
 import pytest
 import tensorflow as tf
+import third_party_vae
 import vae
 from vae import CVAE, VAE, bce_function, kl_divergence
 
-both = pytest.mark.parametrize("make", [VAE, CVAE])
 IMAGES, DIGITS = (array[:48] for array in assignment.read_mnist()[1])
-IMAGES = IMAGES[:, np.newaxis] / 255  # float64, as graders have them
+IMAGES = IMAGES[:, np.newaxis] / 255  # float64, as in most graders
+BATCHES = [(IMAGES[i : i + 16], DIGITS[i : i + 16]) for i in (0, 16, 32)]
 
 
 def settings(**changed):
-    """What an autograder passes: the stencil's seven fields and nothing else."""
+    """Return what an autograder passes: the stencil's seven fields and nothing else."""
     flags = {"is_cvae": False, "load_weights": False, "batch_size": 16, "num_epochs": 3}
     return argparse.Namespace(**flags | {"latent_size": 15, "input_size": 784, "learning_rate": 1e-3} | changed)
-
-
-def small_loader(batch_size=16):
-    """The images in a list of batches, as simple as an autograder may have it."""
-    return [(IMAGES[i : i + batch_size], DIGITS[i : i + batch_size]) for i in range(0, len(IMAGES), batch_size)]
 
 
 def train(model, loader, **changed):
@@ -48,39 +45,35 @@ def same(these, those):
 
 
 @pytest.fixture
-def grey_mnist(monkeypatch):
-    """250 training images, each in the grey of its label."""
+def gray_mnist(monkeypatch):
+    """250 training and 40 test images, each in the gray of its label."""
     labels = np.arange(250, dtype=np.uint8)
     images = np.broadcast_to(labels[:, np.newaxis, np.newaxis], (250, 28, 28))
-    monkeypatch.setattr(assignment, "read_mnist", lambda: ((images, labels), None))
+    monkeypatch.setattr(assignment, "read_mnist", lambda: ((images, labels), (images[:40], labels[:40])))
 
 
 def labels_of(loader):
     return np.concatenate([labels for _, labels in loader])
 
 
-def test_the_loader_gives_full_batches_and_leaves_the_rest_out(grey_mnist):
+def test_loader_drops_the_last_partial_batch(gray_mnist):
     assert [images.shape for images, _ in assignment.load_mnist(64)] == [(64, 1, 28, 28)] * 3
 
 
-def test_each_image_comes_once_with_its_label_and_in_0_to_1(grey_mnist):
+def test_loader_yields_each_image_once_with_its_label(gray_mnist):
     loader = assignment.load_mnist(64)
     assert len({*labels_of(loader)}) == 64 * len(loader)
     for images, labels in loader:
         np.testing.assert_allclose(images[:, 0, 5, 5], labels.numpy() / 255, rtol=1e-6)
 
 
-def test_each_epoch_is_shuffled_anew_and_leaves_other_images_out(grey_mnist):
+def test_loader_reshuffles_and_drops_other_images_each_epoch(gray_mnist):
     loader = assignment.load_mnist(64, buffer_size=250)
     assert {*labels_of(loader)} != {*labels_of(loader)}
 
 
-def test_a_buffer_of_one_image_shuffles_nothing(grey_mnist):
-    assert same(labels_of(assignment.load_mnist(64, buffer_size=1)), range(192))
-
-
 @pytest.mark.parametrize("sizes", [(0, 1024), (251, 1024), (128, 0)])
-def test_sizes_that_no_loader_can_have_are_refused(grey_mnist, sizes):
+def test_load_mnist_rejects_invalid_sizes(gray_mnist, sizes):
     with pytest.raises(ValueError, match="batch_size .*1 to 250, buffer_size .*got {}, {}".format(*sizes)):
         assignment.load_mnist(*sizes)
 
@@ -89,7 +82,7 @@ CUT_OR_REPLACED = [lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b[:-9], 
 
 
 @pytest.mark.parametrize("damage", [*CUT_OR_REPLACED, lambda b: b[:99] + bytes([b[99] ^ 1]) + b[100:]])
-def test_a_damaged_data_file_is_named(damage, tmp_path, monkeypatch):
+def test_damaged_data_file_raises(damage, tmp_path, monkeypatch):
     whole = assignment.MNIST.read_bytes()
     monkeypatch.setattr(assignment, "MNIST", tmp_path / "mnist.npz")
     assignment.MNIST.write_bytes(damage(whole))
@@ -97,13 +90,15 @@ def test_a_damaged_data_file_is_named(damage, tmp_path, monkeypatch):
         assignment.load_mnist(128)
 
 
-def test_a_data_file_that_may_not_be_read_is_not_called_damaged(monkeypatch):
-    monkeypatch.setattr(np, "load", Mock(side_effect=PermissionError("denied")))
-    with pytest.raises(PermissionError, match="denied"):
+@pytest.mark.parametrize("brightest", [(1, 255), (255, 1)])
+def test_pixels_from_0_to_1_raise(brightest, tmp_path, monkeypatch):
+    monkeypatch.setattr(assignment, "MNIST", tmp_path / "mnist.npz")
+    np.savez(assignment.MNIST, x_train=brightest[:1], x_test=brightest[1:], y_train=[0], y_test=[0])
+    with pytest.raises(OSError, match=r"mnist\.npz .*0 to 255, not .*0 to 1"):
         assignment.read_mnist()
 
 
-def test_a_missing_data_file_is_downloaded_by_keras(monkeypatch, tmp_path):
+def test_missing_data_file_is_downloaded_by_keras(monkeypatch, tmp_path):
     monkeypatch.setattr(assignment, "MNIST", tmp_path / "mnist.npz")
     monkeypatch.setattr(tf.keras.datasets.mnist, "load_data", Mock(side_effect=["Keras's", Exception("no network")]))
     assert assignment.read_mnist() == "Keras's"
@@ -111,42 +106,36 @@ def test_a_missing_data_file_is_downloaded_by_keras(monkeypatch, tmp_path):
         assignment.read_mnist()
 
 
-def test_one_hot_vectors_of_labels_in_a_row_or_a_column_of_any_integers():
+def test_one_hot_takes_rows_and_columns_of_any_integer_type():
     labels = np.array([2, 0, 1], np.uint8)
     for given in (labels, labels[:, np.newaxis], labels.astype(int), tf.constant(labels), tf.constant([[2], [0], [1]])):
         vectors = assignment.one_hot(given, 3)
         assert vectors.dtype == tf.float32
         np.testing.assert_array_equal(vectors, [[0, 0, 1], [1, 0, 0], [0, 1, 0]])
-
-
-@pytest.mark.parametrize("labels", [np.eye(10)[DIGITS], DIGITS[np.newaxis], DIGITS[:, np.newaxis, np.newaxis]])
-def test_labels_that_are_one_hot_already_are_refused(labels):
-    with pytest.raises(ValueError, match=rf"\(N, 1\), not one-hot; got {re.escape(str(labels.shape))}"):
-        assignment.one_hot(labels, 10)
+    with pytest.raises(ValueError, match=r"\(N, 1\), not one-hot; got \(3, 3\)"):
+        assignment.one_hot(vectors, 3)
 
 
 # Training
 
 
-@both
-def test_training_lowers_the_loss_with_any_loader(make):
+def test_train_vae_lowers_the_loss_with_any_loader(make):
     tf.keras.utils.set_random_seed(1)
     model = make(784)
     dataset = tf.data.Dataset.from_tensor_slices((IMAGES.astype("float32"), DIGITS)).batch(16)
-    lists = [(images.tolist(), [[float(digit)] for digit in labels]) for images, labels in small_loader()]
-    losses = [train(model, loader) for loader in (small_loader(), dataset, iter(small_loader()), iter(lists))]
+    lists = [(images.tolist(), [[float(digit)] for digit in labels]) for images, labels in BATCHES]
+    losses = [train(model, loader) for loader in (BATCHES, dataset, iter(BATCHES), iter(lists))]
     assert losses == sorted(losses, reverse=True)
 
 
-def test_a_model_without_an_optimizer_gets_adam_at_the_rate_of_args():
+def test_model_without_an_optimizer_gets_adam_at_the_given_rate():
     model = VAE(784)
-    train(model, small_loader(), learning_rate=0.002)
+    train(model, BATCHES, learning_rate=0.002)
     assert isinstance(model.optimizer, tf.keras.optimizers.Adam)
     assert model.optimizer.learning_rate.numpy() == np.float32(0.002)
 
 
-@both
-def test_a_batch_is_one_step_of_the_models_own_optimizer_down_the_gradient_of_the_elbo(make, monkeypatch):
+def test_train_vae_steps_down_the_gradient_of_the_elbo(make, monkeypatch):
     monkeypatch.setattr(vae, "reparametrize", lambda mu, logvar: mu)  # so that both gradients are of the same z
     model = make(784)
     model.compile(optimizer=tf.keras.optimizers.SGD(2**-7))
@@ -160,51 +149,89 @@ def test_a_batch_is_one_step_of_the_models_own_optimizer_down_the_gradient_of_th
         np.testing.assert_allclose(end, start - gradient / 2**7, atol=1e-6)
 
 
-@pytest.mark.parametrize(("run_eagerly", "loss"), [(False, 1 + 100 + 100), (True, 3)])
-def test_the_first_batch_runs_as_written_the_others_compiled_and_losses_are_summed(run_eagerly, loss, monkeypatch):
-    train_step = Mock(return_value=100.0, python_function=Mock(return_value=1.0))
-    monkeypatch.setattr(assignment, "train_step", train_step)
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_batches_are_read_one_by_one_and_the_first_runs_eagerly(run_eagerly):
+    """All run eagerly if the model is compiled so. The optimizer has taken steps before, as a restored one has."""
+    model, steps, eager = VAE(784), [], []
+    model.compile(optimizer=tf.keras.optimizers.SGD(0.0), run_eagerly=run_eagerly)
+    model.optimizer.iterations.assign(100)
+    model.call = lambda x: eager.append(tf.executing_eagerly()) or VAE.call(model, x)
+    loss = train(model, (steps.append(model.optimizer.iterations.numpy()) or batch for batch in BATCHES))
+    assert steps == [100, 101, 102]
+    assert eager == ([True, True, True] if run_eagerly else [True, False])  # a traced step calls no Python
+    assert loss == pytest.approx(sum(train(model, [batch]) for batch in BATCHES), rel=0.01)
+
+
+def test_recompiled_model_uses_its_new_optimizer_and_frozen_layers():
     model = VAE(784)
-    model.compile(optimizer=tf.keras.optimizers.Adam(), run_eagerly=run_eagerly)
-    assert train(model, small_loader()) == loss
+    train(model, BATCHES)
+    weights = model.encoder.get_weights()
+    model.encoder.trainable = False
+    model.compile(optimizer=tf.keras.optimizers.SGD(1e-3))
+    train(model, BATCHES)
+    assert model.optimizer.iterations.numpy() == 3
+    assert same(model.encoder.get_weights(), weights)
 
 
-def test_a_model_that_is_compiled_anew_trains_by_its_new_optimizer():
+def test_trained_model_is_freed_with_its_last_reference():
     model = VAE(784)
-    train(model, small_loader())
-    weights = model.get_weights()
-    model.compile(optimizer=tf.keras.optimizers.SGD(0.0))
-    train(model, small_loader())
-    assert same(model.get_weights(), weights)
+    train(model, BATCHES)
+    reference = weakref.ref(model)
+    del model
+    gc.collect()
+    assert reference() is None
 
 
-def slip(*arguments):
+def test_extended_subclass_trains(make):
+    """With a constructor, a metric and a `call` of its own."""
+
+    class Extended(make):
+        def __init__(self):
+            super().__init__(784)
+            self.mean_kl = tf.keras.metrics.Mean()
+
+        def call(self, x, *c):
+            outputs = super().call(x, *c)
+            self.mean_kl.update_state(kl_divergence(*outputs[1:]))
+            return outputs
+
+    model = Extended()
+    assert train(model, BATCHES) > train(model, BATCHES)
+
+
+def bug(*arguments):
     return tf.sqare(0)
 
 
-def slip_when_compiled(*arguments):
-    return others_vae.loss_function(*arguments) if tf.executing_eagerly() else slip()
+def bug_when_compiled(*arguments):
+    return third_party_vae.loss_function(*arguments) if tf.executing_eagerly() else bug()
 
 
-@pytest.mark.parametrize("loss_function", [slip, slip_when_compiled])
-def test_a_model_of_others_trains_on_once_a_slip_is_mended(loss_function, monkeypatch):
-    model = others_vae.VAE(784)
+@pytest.mark.parametrize("loss_function", [bug, bug_when_compiled])
+def test_third_party_model_trains_after_a_bug_is_fixed(loss_function, monkeypatch):
+    model = third_party_vae.VAE(784)
     monkeypatch.setattr(assignment, "loss_function", loss_function)
     with pytest.raises(AttributeError, match="sqare"):
-        train(model, small_loader())
-    monkeypatch.setattr(assignment, "loss_function", others_vae.loss_function)
-    assert train(model, small_loader()) > train(model, small_loader())
+        train(model, BATCHES)
+    monkeypatch.setattr(assignment, "loss_function", third_party_vae.loss_function)
+    assert train(model, BATCHES) > train(model, BATCHES)
     assert np.any(model.encoder.layers[-1].moving_mean.numpy())  # a BatchNormalization's, which moves in training
 
 
-def test_a_cvae_of_other_classes_than_ten_trains():
-    assert train(CVAE(784, num_classes=48), [(IMAGES, np.arange(48))]) > 0
+def test_cvae_with_48_classes_trains():
+    model, loader = CVAE(784, num_classes=48), [(IMAGES, np.arange(48))]
+    assert train(model, loader) > train(model, loader)
 
 
-@pytest.mark.parametrize(("learning_rate", "batch_size"), [(1e9, 16), (np.nan, 48)])
-def test_a_loss_or_a_weight_that_is_not_finite_blames_the_learning_rate(learning_rate, batch_size):
+def test_cvae_is_recognized_by_num_classes_or_name():
+    makes = [CVAE, type("ConditionalVAE", (CVAE,), {}), third_party_vae.CVAE, VAE, third_party_vae.VAE]
+    assert [assignment.is_conditional(make(784)) for make in makes] == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize(("learning_rate", "loader"), [(1e9, BATCHES), (np.nan, [(IMAGES, DIGITS)])])
+def test_non_finite_loss_or_weight_raises(learning_rate, loader):
     with pytest.raises(FloatingPointError, match="no longer finite: try a smaller learning rate"):
-        train(CVAE(784), small_loader(batch_size), learning_rate=learning_rate)
+        train(CVAE(784), loader, learning_rate=learning_rate)
 
 
 BAD_BATCHES = [
@@ -220,21 +247,18 @@ BAD_BATCHES = [
 ]
 
 
-def test_a_bad_batch_is_named_and_teaches_nothing():
+def test_bad_or_missing_batch_raises_and_leaves_weights_unchanged():
     model = CVAE(784)
     weights = model.get_weights()
     for images, labels, message in BAD_BATCHES:
         with pytest.raises(ValueError, match=message):
             train(model, [(images, labels), (IMAGES, DIGITS)])
+    with pytest.raises(ValueError, match="loader gave no batch"):
+        train(model, iter(()))
     assert same(model.get_weights(), weights)
 
 
-def test_no_batch_is_an_error_and_not_a_perfect_loss():
-    with pytest.raises(ValueError, match="loader gave no batch"):
-        train(VAE(784), iter(()))
-
-
-def test_a_progress_bar_is_drawn_on_a_terminal_alone(monkeypatch):
+def test_progress_bar_is_shown_only_in_a_terminal(monkeypatch):
     logger, file, terminal = Mock(spec=["write"]), Mock(isatty=lambda: False), Mock(isatty=lambda: True)
     for stdout in (None, logger, file, terminal):
         monkeypatch.setattr(sys, "stdout", stdout)
@@ -245,108 +269,95 @@ def test_a_progress_bar_is_drawn_on_a_terminal_alone(monkeypatch):
 # Weights
 
 
-@both
-def test_weights_survive_a_round_trip_on_a_file_system_of_their_own(make, monkeypatch):
+@pytest.mark.parametrize("make", [VAE, CVAE, third_party_vae.CVAE])
+def test_saved_weights_load_into_a_new_model(make, monkeypatch):
+    """Even if the system's temporary folder is on another file system, or the new model is not built yet."""
     monkeypatch.setattr("tempfile.tempdir", "/another/file/system")
     model, loaded = make(784), make(784)
+    model(*assignment.model_inputs(model, IMAGES, DIGITS, assignment.is_conditional(model)))
     assignment.save_model_weights(model, settings())
     assert assignment.load_weights(loaded) is loaded
     assert same(loaded.get_weights(), model.get_weights())
 
 
-def test_missing_weights_are_named_with_the_command_that_makes_them():
-    missing = r"h5 is missing: train .*assignment\.py --is_cvae --latent_size 3` in "
-    with pytest.raises(FileNotFoundError, match=missing):
-        assignment.load_weights(CVAE(784, latent_size=3))
-
-
 @pytest.mark.parametrize("damage", CUT_OR_REPLACED)
-def test_damaged_weights_are_called_so(damage):
-    assignment.save_model_weights(VAE(784))
-    path = assignment.weights_path(VAE(784))
+def test_damaged_weights_raise(damage):
+    model = VAE(16)
+    assignment.save_model_weights(model)
+    path = assignment.weights_path(model)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(OSError, match=r"h5 is damaged: train again with .*assignment\.py"):
-        assignment.load_weights(VAE(784))
+        assignment.load_weights(model)
 
 
 def test_weights_of_another_model_are_not_called_damaged():
     assignment.save_model_weights(VAE(784, latent_size=3))
-    this = "another model .*latent size 15 and hidden width 400; --latent_size, vae.py .*differ"
-    with pytest.raises(OSError, match=rf"{this}.*: train again with .*assignment\.py.* \(.{{1,200}}\)$"):
+    with pytest.raises(OSError, match=r"another model .*latent size 15 .* width 400; .*: train again .* \(.{1,200}\)$"):
         assignment.load_weights(VAE(784))
 
 
-def test_a_write_that_fails_leaves_the_old_weights_and_nothing_else(outputs, monkeypatch):
-    assignment.save_model_weights(VAE(784))
-    (old,) = (outputs / "model_ckpts").iterdir()
-    whole = old.read_bytes()
+def test_failed_write_leaves_only_the_old_weights(monkeypatch):
+    assignment.save_model_weights(VAE(16))
+    path = assignment.weights_path(VAE(16))
+    before = path.read_bytes()
     monkeypatch.setattr(os, "replace", Mock(side_effect=OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        assignment.save_model_weights(VAE(784))
-    assert {path: path.read_bytes() for path in old.parent.iterdir()} == {old: whole}
+        assignment.save_model_weights(VAE(16))
+    assert path.read_bytes() == before and [*path.parent.iterdir()] == [path]
 
 
 # Pictures
 
 
-class Canvas:
-    """A model whose decoder draws the first 784 numbers of z, and keeps all of them."""
-
-    def __init__(self, num_classes):
-        self.num_classes = num_classes
-
-    def decoder(self, z):
-        self.z = np.asarray(z)
-        return tf.sigmoid(z[:, :784]) * 0.8  # no pixel is white
-
-
-def drawn(show, rows, num_classes=10):
-    """The z (rows, columns, 4000 + C) that `show` decodes; its picture holds their images in that order."""
-    model = Canvas(num_classes)
-    picture = imread(show(model, 4000))[1::3, 1::3, 0]
+def decoded_z(show, rows, num_classes=10):
+    """Return the z (rows, columns, 4000 + C) that `show` decodes, and check that its picture shows their images."""
+    decoder = Mock(side_effect=lambda z: tf.sigmoid(z[:, :784]) * 0.8)  # no pixel is white
+    picture = imread(show(Mock(decoder=decoder, num_classes=num_classes), 4000))[1::3, 1::3, 0]
+    z = np.asarray(decoder.call_args[0][0])
     tiles = [tile for row in np.split(picture, rows) for tile in np.split(row, picture.shape[1] // 28, axis=1)]
-    np.testing.assert_allclose(np.reshape(tiles, (-1, 784)), model.decoder(model.z), atol=2.5 / 255)
-    return model.z.reshape(rows, -1, model.z.shape[1])
+    np.testing.assert_allclose(np.reshape(tiles, (-1, 784)), decoder(z), atol=2.5 / 255)
+    return z.reshape(rows, -1, z.shape[1])
 
 
 def assert_standard_normal_and_independent(z):
-    """Of z (N, 4000): from the whole prior, as a narrower one looks better, and each row another."""
+    """Check that z (N, 4000) is from the whole prior (a narrower one looks better), independently in each row."""
     np.testing.assert_allclose(z @ z.T / 4000, np.eye(len(z)), atol=0.15)
 
 
-def test_vae_images_are_a_row_of_ten_random_ones():
-    z = drawn(assignment.show_vae_images, rows=1)
+def test_vae_images_are_ten_samples_in_a_row():
+    z = decoded_z(assignment.show_vae_images, rows=1)
     assert_standard_normal_and_independent(z.reshape(10, 4000))
 
 
-def test_interpolation_walks_in_a_straight_line_along_each_row_from_one_random_z_to_another():
-    z = drawn(assignment.show_vae_interpolation, rows=12)
+def test_interpolation_rows_are_straight_lines_between_samples():
+    z = decoded_z(assignment.show_vae_interpolation, rows=12)
     start, end = z[:, :1], z[:, -1:]
     np.testing.assert_allclose(z, start + np.linspace(0, 1, 12)[:, np.newaxis] * (end - start), atol=1e-5)
     assert_standard_normal_and_independent(np.concatenate([start, end]).reshape(24, 4000))
 
 
 @pytest.mark.parametrize("classes", [10, 47, 1])
-def test_cvae_images_are_a_row_of_ten_random_ones_for_each_class_the_first_at_the_top(classes):
-    z = drawn(assignment.show_cvae_images, classes, classes)
+def test_cvae_images_have_a_row_of_ten_samples_per_class(classes):
+    z = decoded_z(assignment.show_cvae_images, classes, classes)
     np.testing.assert_array_equal(z[:, :, 4000:], np.eye(classes)[:, np.newaxis].repeat(10, axis=1))
     assert_standard_normal_and_independent(z[:10, :, :4000].reshape(-1, 4000))
 
 
-def test_the_loss_curve_counts_epochs_from_one_with_room_for_all_but_a_high_first_and_names_its_lines(figures):
-    assignment.save_loss_curve([290.0, 150.0, 101.5], "cvae")
+@pytest.mark.parametrize(("losses", "highest"), [([290.0, 150.0, 99.5], 150), ([130.0, 110.0], 120), ([290.0], 290)])
+def test_loss_curve_shows_120_and_all_losses_but_a_high_first(figures, losses, highest):
+    assignment.save_loss_curve(losses, "cvae")
     (axes,) = figures[0].axes
     curve, line = axes.lines
-    np.testing.assert_array_equal(curve.get_xydata(), [(1, 290), (2, 150), (3, 101.5)])
+    assert [*map(tuple, curve.get_xydata())] == [*enumerate(losses, start=1)]
     assert set(line.get_ydata()) == {120}
-    assert 150 < axes.get_ylim()[1] < 200
-    assert re.search("101.5.*less than 120", " ".join(text.get_text() for text in axes.get_legend().texts))
+    assert highest < axes.get_ylim()[1] < 1.3 * highest
+    assert re.search(f"{losses[-1]}.*less than 120", " ".join(text.get_text() for text in axes.get_legend().texts))
 
 
-# Command line
+# The program
 
 
-def test_defaults_are_the_handouts(monkeypatch):
+def test_defaults_match_the_handout(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["assignment.py", "--is_cvae", "--seed", "7"])
     assert assignment.parseArguments() == settings(batch_size=1024, num_epochs=10, is_cvae=True, seed=7)
 
@@ -355,58 +366,78 @@ OUT_OF_RANGE = ["--batch_size 0", "--batch_size 60001", "--num_epochs -1", "--la
 
 
 @pytest.mark.parametrize("setting", [*OUT_OF_RANGE, "--learning_rate 0", "--input_size 100", "--seed -1"])
-def test_a_setting_out_of_range_is_named_with_what_came(ending, capsys, setting):
-    assert ending(assignment.parseArguments, setting) == 2
+def test_out_of_range_flag_is_rejected(exit_argument, capsys, setting):
+    assert exit_argument(assignment.parseArguments, setting) == 2
     assert re.search("error: argument {}: .*{}".format(*map(re.escape, setting.split())), capsys.readouterr().err)
 
 
 @pytest.fixture
-def train_vae(grey_mnist, monkeypatch):
-    """Stands for `train_vae` in the program, on three batches of 64; its calls are counted and kept."""
+def train_vae(gray_mnist, monkeypatch):
+    """Replace `train_vae` in the program by a mock that trains nothing."""
     monkeypatch.setattr(assignment, "train_vae", Mock(return_value=300.0))
     return assignment.train_vae
 
 
-def test_the_program_prints_the_mean_loss_and_saves_the_weights_of_each_finite_epoch(train_vae, monkeypatch, capsys):
+def test_each_epoch_prints_its_mean_loss_at_once_and_saves(train_vae, monkeypatch):
     train_vae.side_effect = [300.0, 150.0, FloatingPointError("nan")]
+    monkeypatch.setattr("builtins.print", Mock())
     monkeypatch.setattr(assignment, "save_model_weights", Mock())
     with pytest.raises(FloatingPointError, match="nan"):
-        assignment.main(settings(num_epochs=4, batch_size=64))
-    assert capsys.readouterr().out == "Train Epoch: 1 \tLoss: 100.000000\nTrain Epoch: 2 \tLoss: 50.000000\n"
+        assignment.train(VAE(784), settings(num_epochs=4, batch_size=64))
+    lines = ["Train Epoch: 1 \tLoss: 100.000000", "Train Epoch: 2 \tLoss: 50.000000"]
+    assert print.call_args_list == [call(line, flush=True) for line in lines]
     assert assignment.save_model_weights.call_count == 2
 
 
-def test_the_program_trains_saves_and_draws_with_the_latent_size_asked_for(train_vae):
-    assignment.main(settings(latent_size=3))
-    assert train_vae.call_args[0][0].latent_size == 3
+@pytest.mark.parametrize(("batch_size", "peak", "beta_2"), [(16, 1e-3, 0.999), (64, 2e-3, 0.996), (1024, 8e-3, 0.95)])
+def test_adam_gets_half_a_sine_wave_and_a_beta_2_by_batch_size(train_vae, batch_size, peak, beta_2, monkeypatch):
+    monkeypatch.setattr(assignment, "load_mnist", lambda *_, **__: [None] * 15)
+    monkeypatch.setattr(tf.keras.optimizers, "Adam", Mock(return_value=None))
+    assignment.train(VAE(784), settings(batch_size=batch_size, num_epochs=4))
+    (rate,), options = tf.keras.optimizers.Adam.call_args
+    steps = np.arange(100)  # 60 of the training; after it the rate stays small
+    np.testing.assert_allclose(rate(steps), peak * np.sin(np.pi * (steps.clip(max=59) + 0.5) / 60), rtol=1e-4)
+    assert options == {"beta_2": pytest.approx(beta_2, abs=1e-5)}
 
 
-@pytest.mark.parametrize(("batch_size", "peak", "batches"), [(16, 1e-3, 15), (64, 2e-3, 3)])
-def test_the_peak_rate_of_the_program_grows_with_the_root_of_the_batch_size(train_vae, batch_size, peak, batches):
-    assignment.main(settings(batch_size=batch_size, num_epochs=4))
-    rate = train_vae.call_args[0][0].optimizer.get_config()["learning_rate"]
-    assert rate["config"] == {"peak": pytest.approx(peak), "steps": 4 * batches}
+def test_program_shuffles_all_training_images(train_vae, monkeypatch):
+    images, labels = np.broadcast_to(np.uint8(0), (60_000, 1, 1)), np.arange(60_000)
+    monkeypatch.setattr(assignment, "read_mnist", lambda: ((images, labels), None))
+    assignment.train(VAE(784), settings(num_epochs=1))
+    assert max(next(train_vae.call_args[0][1])[1]) > 30_000
 
 
-def test_the_rate_of_the_program_is_half_a_sine_wave_over_its_training():
-    rates = assignment.SineRate(peak=8.0, steps=100)(np.arange(200)).numpy()
-    np.testing.assert_allclose(rates, 8 * np.sin(np.pi * (np.arange(200).clip(max=99) + 0.5) / 100), atol=1e-5)
-
-
-def test_the_program_keeps_a_models_own_optimizer(train_vae, monkeypatch):
+@pytest.mark.parametrize("own", [None, tf.keras.optimizers.SGD(0.25)])
+@pytest.mark.parametrize("outcome", [300.0, FloatingPointError, KeyboardInterrupt])
+def test_train_uses_an_own_optimizer_and_leaves_no_other(train_vae, own, outcome, monkeypatch):
+    """A schedule that has ended would hardly train the model further."""
     model = VAE(784)
-    model.optimizer = own = tf.keras.optimizers.SGD(0.25)
-    monkeypatch.setattr(assignment, "VAE", lambda *_, **__: model)
-    assignment.main(settings())
+    model.optimizer, train_vae.side_effect = own, [300.0, outcome]
+    monkeypatch.setattr(tf.keras.optimizers, "Adam", Mock(return_value="Adam"))
+    with contextlib.suppress(FloatingPointError, KeyboardInterrupt):
+        assignment.train(model, settings(num_epochs=2))
+    assert tf.keras.optimizers.Adam.call_count == (own is None)
     assert model.optimizer is own
 
 
-def test_a_seed_of_any_number_repeats_losses_and_pictures(grey_mnist, outputs, capsys):
+def test_seed_repeats_losses_and_pictures(gray_mnist, outputs, capsys):
     results = []
-    for seed in (0, 0, 1):
-        assignment.main(settings(seed=seed, num_epochs=2))
+    for _ in range(2):
+        assignment.main(settings(seed=1, num_epochs=1))
+        assignment.save_model_weights(CVAE(784))
+        assignment.main(settings(seed=1, is_cvae=True, load_weights=True))
         results.append([capsys.readouterr().out, *(path.read_bytes() for path in sorted(outputs.glob("show*.png")))])
-    assert results[0] == results[1] != results[2]
+    assert results[0] == results[1]
+
+
+def test_readme_example_generates_ten_images(gray_mnist):
+    readme, names = (assignment.ROOT / "README.md").read_text(encoding="utf-8"), {}
+    exec(readme.split("```python")[1].split("```")[0], names)
+    assert names["images"].shape == (10, 1, 28, 28)
+    assert 0 <= np.min(names["images"]) < np.max(names["images"]) <= 1
+
+
+# The program in a folder of its own
 
 
 @pytest.fixture
@@ -421,75 +452,90 @@ def project(tmp_path):
 
 
 NOTEBOOK = "module://matplotlib_inline.backend_inline"
-# As Windows redirects stdout; no home; in a notebook's shell.
+# As Windows redirects stdout; no home; in a shell started from Jupyter.
 ENVIRONMENT = {"PYTHONIOENCODING": "cp1252", "HOME": "/proc/none", "MPLBACKEND": NOTEBOOK}
 
 
-def train_and_draw_again(folder, is_cvae):
-    """Two epochs, then `--load_weights`, as processes of their own: the lines and files are those of the stencil."""
-    name = "cvae" if is_cvae else "vae"
-    pictures = [f"  outputs/show_{picture}.png" for picture in (f"{name}_images", "vae_interpolation")[: 2 - is_cvae]]
-    command = [sys.executable, folder / "assignment.py", *["--is_cvae"] * is_cvae]
-    options = {"cwd": folder.anchor, "env": os.environ | ENVIRONMENT, "text": True}
-    first, second, *wrote = subprocess.check_output([*command, "--num_epochs", "2"], **options).splitlines()
+def run(folder, *flags):
+    """Run assignment.py in a process of its own and return the lines it prints."""
+    command = [sys.executable, folder / "assignment.py", *flags]
+    return subprocess.check_output(command, cwd=folder.anchor, env=os.environ | ENVIRONMENT, text=True).splitlines()
+
+
+def test_program_trains_and_later_draws_from_saved_weights(project):
+    first, second, *wrote = run(project / "code", "--is_cvae", "--num_epochs", "2")
     assert re.fullmatch(r"Train Epoch: 1 \tLoss: \d+\.\d{6}\nTrain Epoch: 2 \tLoss: \d+\.\d{6}", f"{first}\n{second}")
-    assert wrote == ["Wrote:", f"  outputs/{name}_loss.png", f"  outputs/model_ckpts/{name}.weights.h5", *pictures]
-    assert subprocess.check_output([*command, "--load_weights"], **options).splitlines() == ["Wrote:", *pictures]
+    files = ["cvae_loss.png", "model_ckpts/cvae.weights.h5", "show_cvae_images.png"]
+    assert wrote == ["Wrote:", *(f"  outputs/{file}" for file in files)]
+    assert run(project / "code", "--is_cvae", "--load_weights") == ["Wrote:", "  outputs/show_cvae_images.png"]
+    assert all((project / "outputs" / file).is_file() for file in files)
 
 
-def test_the_two_files_train_and_draw_in_code_or_flat_and_with_another_vae(project):
+def test_flat_copy_runs_with_a_third_party_vae(project):
     flat = shutil.copytree(project / "code", project / "graded")  # there are data/ and outputs/ beside it too
     shutil.copytree(project / "data", flat / "data")
     numpys = "\ntf.experimental.numpy.experimental_enable_numpy_behavior()\n"  # as TensorFlow's own errors advise
-    (flat / "vae.py").write_text((assignment.CODE / "tests/others_vae.py").read_text() + numpys)
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(train_and_draw_again, (project / "code", flat, flat), (True, True, False)))
-    assert [len([*(folder / "outputs").glob("*.png")]) for folder in (project, flat)] == [2, 5]
+    (flat / "vae.py").write_text((assignment.CODE / "tests/third_party_vae.py").read_text() + numpys)
+    both = "import sys, runpy\nfor sys.argv[1:] in [], ['--is_cvae']: runpy.run_path('assignment.py', {}, '__main__')"
+    subprocess.check_call([sys.executable, "-c", both], cwd=flat)
+    assert len([*(flat / "outputs").glob("*.png")]) == 5 and not (project / "outputs").exists()
 
 
 def program(project):
     return lambda: runpy.run_path(str(project / "code/assignment.py"), run_name="__main__")
 
 
-def test_what_a_user_can_mend_is_one_line_and_writes_nothing(project, ending):
-    assert re.fullmatch(r"error: .*vae\.weights\.h5 is missing.*", ending(program(project), "--load_weights"))
-    assert re.fullmatch("error: .*no longer finite.*", ending(program(project), "--batch_size 99 --learning_rate 1e9"))
+def test_user_errors_end_in_one_line_and_write_nothing(project, exit_argument):
+    start = program(project)
+    missing = r"error: .*cvae\.weights\.h5 is missing: train .*assignment\.py --is_cvae --latent_size 3` in .*"
+    assert re.fullmatch(missing, exit_argument(start, "--load_weights --is_cvae --latent_size 3"))
+    assert re.fullmatch("error: .*no longer finite.*", exit_argument(start, "--batch_size 99 --learning_rate 1e9"))
+    assert re.fullmatch("error: batch_size must be 1 to 2000.* got 2001.*", exit_argument(start, "--batch_size 2001"))
+    arrays = {**np.load(project / "data/mnist.npz")}
+    np.savez(project / "data/mnist.npz", **arrays | {"y_train": arrays["y_train"] + 1})
+    assert re.fullmatch("error: labels must be .* 0 to 9.*", exit_argument(start, "--is_cvae"))
     (project / "data/mnist.npz").write_text("<html>404 Not Found</html>")
-    assert re.fullmatch(r"error: .*mnist\.npz is damaged.*", ending(program(project)))
+    assert re.fullmatch(r"error: .*mnist\.npz is damaged.*", exit_argument(start))
     assert not [path for path in (project / "outputs").rglob("*") if path.is_file()]
 
 
-def test_an_interrupt_says_what_is_saved(project, ending, monkeypatch, capsys):
+def test_interrupt_says_which_weights_are_saved(project, exit_argument, monkeypatch, capsys):
     monkeypatch.setattr(tf.keras.utils, "Progbar", Mock(side_effect=KeyboardInterrupt))
-    assert ending(program(project)) == 130
-    assert re.fullmatch("\ninterrupted: .*saved .*last epoch printed.*\n", capsys.readouterr().err)
+    assert exit_argument(program(project)) == 130
+    assert re.fullmatch("\ninterrupted: .*last epoch printed.*saved.*\n", capsys.readouterr().err)
 
 
-def test_a_slip_in_the_code_keeps_its_traceback(project, ending, monkeypatch):
-    monkeypatch.setattr(vae, "loss_function", slip)
+def test_bug_in_the_code_keeps_its_traceback(project, exit_argument, monkeypatch):
+    monkeypatch.setattr(vae, "loss_function", bug)
     with pytest.raises(AttributeError, match="sqare"):
-        ending(program(project))
+        exit_argument(program(project))
 
 
-# What is learned
+def test_jupyter_keeps_its_own_backend(monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", NOTEBOOK)
+    monkeypatch.setitem(sys.modules, "ipykernel", Mock())
+    runpy.run_path(assignment.__file__)
+    assert os.environ["MPLBACKEND"] == NOTEBOOK
 
 
-def test_a_short_training_on_real_images_listens_to_the_digit_asked_for(ending, monkeypatch, capsys):
-    """200 steps; without the label's rows, or with default initializers, it does not."""
+# Learning on real images
+
+
+def test_short_training_learns_the_requested_digit(exit_argument, figures, monkeypatch, capsys):
+    """200 steps reach a loss of 132 (without He's rule 152) and a worst digit of 97% (without label rows 32%)."""
     load = assignment.load_mnist
-    # 200 batches of 128 of a loader that shuffles all 60,000 images, fewer if it shuffles less.
-    monkeypatch.setattr(assignment, "load_mnist", lambda n, buffer_size: load(n, buffer_size).take(buffer_size // 300))
+    monkeypatch.setattr(assignment, "load_mnist", lambda *args, **kwargs: load(*args, **kwargs).take(200))
     assignment.main(settings(is_cvae=True, batch_size=128, num_epochs=1, seed=0))
-    ending(evaluate.main)
+    exit_argument(evaluate.main)
     printed = capsys.readouterr().out
-    for measured, least, most in (("CVAE: loss", 100, 170), ("worst digit", 90, 100), ("test images:", 99.2, 100)):
+    for measured, least, most in (("CVAE: loss", 100, 142), ("worst digit", 65, 100), ("test images:", 99.2, 100)):
         assert least < float(re.search(rf"{measured} ([\d.]+)", printed)[1]) < most
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "new_adam"), [(1024, False), (128, False), (1024, True)])
-def test_ten_epochs_of_train_vae_alone_are_what_the_handout_asks_for_and_more(batch_size, new_adam):
-    """At its constant rate; also with a new Adam each epoch, by which a VAE ends at 116 to 121, as the seed has it."""
+def test_ten_epochs_of_train_vae_meet_the_handout(batch_size, new_adam):
+    """At a constant learning rate. With a new Adam each epoch, a VAE ends at 116 to 119, depending on the seed."""
     for make in (VAE, CVAE):
         tf.keras.utils.set_random_seed(0)
         loader, model = assignment.load_mnist(batch_size, buffer_size=60_000), make(784)
@@ -497,6 +543,5 @@ def test_ten_epochs_of_train_vae_alone_are_what_the_handout_asks_for_and_more(ba
             if new_adam:
                 model.compile(optimizer=tf.keras.optimizers.Adam(1e-3))
             loss = train(model, loader) / len(loader)
-        print(f"\n{type(model).__name__}, batches of {batch_size}, new Adam {new_adam}: training loss {loss:.1f}")
-        assert loss < 120
+        assert loss < (125 if new_adam else 120)
     assert evaluate.grade_samples(model, evaluate.load_classifier(), *assignment.read_mnist()[1]) > 0.93

@@ -1,4 +1,4 @@
-"""The maths of vae.py, each formula against an independent one, and the handout's two models."""
+"""Tests of vae.py: each formula against an independent one, and both models against the handout."""
 
 import numpy as np
 import pytest
@@ -10,25 +10,25 @@ IMAGES = RNG.random((6, 1, 28, 28))
 RECONSTRUCTIONS = RNG.uniform(0.01, 0.99, (6, 1, 28, 28))
 MU, LOGVAR = RNG.normal(size=(2, 6, 15))
 LABELS = np.eye(10)[[3, 1, 4, 1, 5, 9]]
-both = pytest.mark.parametrize(("make", "labels"), [(VAE, []), (CVAE, [LABELS])])
+WITH_LABEL = (784 + 10, 15 + 10)  # inputs of a CVAE's encoder and decoder
+
+
+@pytest.fixture
+def labels(make):
+    """The second argument of a CVAE; a VAE takes none."""
+    return [LABELS] if make is CVAE else []
 
 
 # The formulas
 
 
-def test_bce_of_black_and_white_pixels_is_minus_the_log_of_their_probability():
-    x_hat, white = RECONSTRUCTIONS[:, :, :4, :4], IMAGES[:, :, :4, :4] < 0.5
-    probability = np.prod(np.where(white, x_hat, 1 - x_hat))
-    np.testing.assert_allclose(bce_function(x_hat, white), -np.log(probability), rtol=1e-5)
-
-
-def test_bce_of_grey_pixels_lies_between_those_of_black_and_white_ones():
-    black, grey, white = (bce_function(RECONSTRUCTIONS, np.full_like(IMAGES, shade)) for shade in (0, 0.25, 1))
-    np.testing.assert_allclose(grey, 0.75 * black + 0.25 * white, rtol=1e-5)
+def test_bce_equals_the_sum_of_keras_binary_cross_entropy():
+    mean = tf.keras.losses.BinaryCrossentropy()(IMAGES, RECONSTRUCTIONS)
+    np.testing.assert_allclose(bce_function(RECONSTRUCTIONS, IMAGES), mean * IMAGES.size, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_bce_and_its_gradient_are_finite_on_saturated_pixels(dtype):
+def test_bce_and_its_gradient_are_finite_for_saturated_pixels(dtype):
     x_hat, x = tf.repeat(tf.constant([[0, 0, 1, 1], [0, 1, 0, 1]], dtype), 10_000, axis=1)
     with tf.GradientTape() as tape:
         tape.watch(x_hat)
@@ -37,7 +37,7 @@ def test_bce_and_its_gradient_are_finite_on_saturated_pixels(dtype):
     assert np.all(np.isfinite(tape.gradient(bce, x_hat)))
 
 
-def test_kl_is_the_expected_log_ratio_of_the_densities_over_all_images_and_dimensions():
+def test_kl_divergence_equals_the_integral_of_its_definition():
     t = np.linspace(-8, 8, 2001)
     z = MU[..., np.newaxis] + np.exp(LOGVAR / 2)[..., np.newaxis] * t
     log_q, log_p = -0.5 * t**2 - LOGVAR[..., np.newaxis] / 2, -0.5 * z**2
@@ -46,73 +46,99 @@ def test_kl_is_the_expected_log_ratio_of_the_densities_over_all_images_and_dimen
 
 
 @pytest.mark.parametrize("n", [1, 6])
-def test_loss_is_bce_and_kl_per_image_of_any_dtypes(n):
+def test_loss_is_bce_plus_kl_per_image_for_mixed_dtypes(n):
     x_hat, x, mu, logvar = RECONSTRUCTIONS[:n].astype("float32"), IMAGES[:n], MU[:n], LOGVAR[:n]
     expected = (bce_function(x_hat, x) + kl_divergence(mu, logvar)) / n
     np.testing.assert_allclose(loss_function(x_hat, x, mu, logvar), expected, rtol=1e-6)
 
 
-def test_shapes_that_do_not_fit_are_refused():
+def test_loss_is_the_same_in_a_graph_with_unknown_batch_size():
+    arguments = (RECONSTRUCTIONS, IMAGES, MU, LOGVAR)
+    (loss,) = tf.data.Dataset.from_tensor_slices(arguments).batch(6).map(loss_function)
+    np.testing.assert_allclose(loss, loss_function(*arguments), rtol=1e-6)
+
+
+def test_losses_reject_mismatched_shapes():
     with pytest.raises(ValueError, match=r"\(6, 1, 28, 28\) and \(6, 28, 28, 1\)"):
         bce_function(RECONSTRUCTIONS, IMAGES.reshape(6, 28, 28, 1))
     with pytest.raises(ValueError, match=r"\(6, 15\) and \(6, 1\)"):
         loss_function(RECONSTRUCTIONS, IMAGES, MU, LOGVAR[:, :1])
 
 
-def test_z_has_mean_mu_and_standard_deviation_sigma_no_two_are_drawn_together_and_gradients_pass():
+def test_reparametrize_samples_independently_from_the_posterior():
     mu, sigma, n = np.array([-2.0, 0.0, 3.0]), np.array([0.5, 1.0, 2.0]), 100_000
-    parameters = [tf.Variable(np.tile(mu, (n, 1))), tf.Variable(np.tile(2 * np.log(sigma), (n, 1)))]
-    with tf.GradientTape() as tape:
-        z = reparameterization(*parameters)
+    z = reparameterization(tf.tile([mu], (n, 1)), tf.tile([2 * np.log(sigma)], (n, 1)))
     np.testing.assert_allclose(np.mean(z, axis=0), mu, atol=5 * 2 / np.sqrt(n))
     np.testing.assert_allclose(np.cov(z, rowvar=False), np.diag(sigma**2), atol=5 * 2**2 * np.sqrt(2 / n))
-    by_mu, by_logvar = tape.gradient(z, parameters)
-    np.testing.assert_allclose(by_mu, np.ones((n, 3)))
-    np.testing.assert_allclose(by_logvar, (z - mu) / 2, atol=1e-9)
+
+
+def test_reparametrize_passes_gradients_to_mu_and_logvar():
+    mu, logvar = tf.Variable(MU), tf.Variable(LOGVAR)
+    with tf.GradientTape() as tape:
+        z = reparametrize(mu, logvar)
+    by_mu, by_logvar = tape.gradient(z, [mu, logvar])
+    np.testing.assert_allclose(by_mu, np.ones_like(MU))
+    np.testing.assert_allclose(by_logvar, (z - MU) / 2, atol=1e-9)
 
 
 # The models
 
 
-def kernels(part):
-    return part.get_weights()[::2]
-
-
 def dense(part):
-    return [(*layer.kernel.shape, layer.activation.__name__) for layer in part.layers if hasattr(layer, "kernel")]
+    """Return the kernel and the name of the activation of each Dense layer."""
+    layers = [layer for layer in part.layers if isinstance(layer, tf.keras.layers.Dense)]
+    return [(layer.kernel.numpy(), layer.activation.__name__) for layer in layers]
 
 
-@both
-def test_layers_are_the_handouts(make, labels):
+def shapes(part):
+    return [(*kernel.shape, activation) for kernel, activation in dense(part)]
+
+
+def hidden_kernels(model):
+    return [kernel for kernel, activation in dense(model.encoder) + dense(model.decoder) if activation == "relu"]
+
+
+def test_architecture_matches_the_handout(make, labels):
     model = make(784)
-    c, h = 10 * len(labels), model.hidden_dim
-    assert dense(model.encoder) == [(784 + c, h, "relu"), (h, h, "relu"), (h, h, "relu")]
-    assert dense(model) == [(h, 15, "linear")] * 2  # mu and logvar
-    assert dense(model.decoder) == [(15 + c, h, "relu"), (h, h, "relu"), (h, h, "relu"), (h, 784, "sigmoid")]
+    c, hidden = 10 * len(labels), model.hidden_dim
+    two_hidden_layers = [(hidden, hidden, "relu")] * 2
+    assert shapes(model.encoder) == [(784 + c, hidden, "relu"), *two_hidden_layers]
+    assert shapes(model) == [(hidden, 15, "linear")] * 2  # mu and logvar
+    assert shapes(model.decoder) == [(15 + c, hidden, "relu"), *two_hidden_layers, (hidden, 784, "sigmoid")]
 
 
-@both
-def test_hidden_layers_start_by_hes_rule(make, labels):
+def test_hidden_kernels_are_initialized_with_hes_rule(make, labels):
+    for kernel in hidden_kernels(make(784)):
+        rows = kernel[:-10] if len(kernel) in WITH_LABEL else kernel
+        np.testing.assert_allclose(rows.std(), np.sqrt(2 / len(kernel)), rtol=0.05)
+
+
+def test_label_rows_are_initialized_with_a_fan_in_of_1():
+    spreads = [kernel[-10:].std() for kernel in hidden_kernels(CVAE(784)) if len(kernel) in WITH_LABEL]
+    np.testing.assert_allclose(spreads, [np.sqrt(2 / 1)] * 2, rtol=0.05)
+
+
+def test_untrained_posterior_has_a_sigma_around_1_over_e(make, labels):
     model = make(784)
-    for part, unlabelled in ((model.encoder, 784), (model.decoder, 15)):
-        first, *others = kernels(part)[:3]
-        np.testing.assert_allclose(first[:unlabelled].std(), np.sqrt(2 / len(first)), rtol=0.05)
-        np.testing.assert_allclose(np.std(others, axis=(1, 2)), np.sqrt(2 / model.hidden_dim), rtol=0.05)
+    logvar = model.logvar_layer(np.zeros((1, model.hidden_dim)))
+    np.testing.assert_allclose(np.exp(logvar / 2), np.full((1, 15), 1 / np.e), rtol=1e-6)
 
 
-def test_label_rows_start_by_hes_rule_for_the_one_of_them_that_acts():
-    model = CVAE(784)
-    for part in (model.encoder, model.decoder):
-        np.testing.assert_allclose(kernels(part)[0][-10:].std(), np.sqrt(2 / 1), rtol=0.05)
+def test_untrained_posterior_depends_on_image_and_label(make, labels):
+    model = make(784)
+    changes = [(IMAGES[::-1], *labels), *[(IMAGES, label[::-1]) for label in labels]]
+    for changed in changes:
+        for before, after in zip(model(IMAGES, *labels)[1:], model(*changed)[1:]):
+            assert np.mean(np.abs(after - before)) > 0.05
 
 
-def test_a_size_that_is_no_square_is_refused():
+def test_non_square_input_size_raises():
     with pytest.raises(ValueError, match=r"square .* 28 \* 28 = 784; got 28$"):
         VAE(28)
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16", "float64"])
-def test_forward_pass_of_any_size_and_input_in_the_dtype_of_the_policy(policy, request):
+def test_forward_pass_supports_any_size_input_dtype_and_policy(policy, request):
     request.addfinalizer(lambda: tf.keras.mixed_precision.set_global_policy("float32"))
     tf.keras.mixed_precision.set_global_policy(policy)
     vae, cvae = VAE(16, latent_size=2), CVAE(16, num_classes=3, latent_size=2)
@@ -123,8 +149,7 @@ def test_forward_pass_of_any_size_and_input_in_the_dtype_of_the_policy(policy, r
             assert {output.dtype.name for output in outputs} == {policy.removeprefix("mixed_")}
 
 
-@both
-def test_the_posterior_is_the_encoders_and_the_image_the_decoders_each_with_the_label_behind(make, labels):
+def test_forward_pass_concatenates_the_label_with_x_and_z(make, labels):
     model = make(784)
     tf.keras.utils.set_random_seed(1)
     x_hat, mu, logvar = model(IMAGES, *labels)
@@ -136,8 +161,7 @@ def test_the_posterior_is_the_encoders_and_the_image_the_decoders_each_with_the_
     np.testing.assert_allclose(x_hat, model.decoder(np.concatenate([z, *labels], axis=1)), atol=1e-5)
 
 
-@both
-def test_the_encoder_learns_from_each_output(make, labels):
+def test_encoder_receives_gradients_from_every_output(make, labels):
     model = make(784)
     with tf.GradientTape(persistent=True) as tape:
         outputs = model(IMAGES, *labels)
@@ -145,10 +169,18 @@ def test_the_encoder_learns_from_each_output(make, labels):
         assert all(np.any(gradient) for gradient in tape.gradient(output, model.encoder.trainable_variables))
 
 
-@both
-def test_a_saved_model_is_loaded_with_its_class_alone(make, labels, tmp_path):
+# Saving and subclasses
+
+
+@pytest.mark.parametrize("subclassed", [False, True])
+@pytest.mark.parametrize(("make", "labels", "sizes"), [(VAE, [], {}), (CVAE, [LABELS[:, :7]], {"num_classes": 7})])
+def test_new_model_loads_saved_models_and_weights(make, labels, sizes, subclassed, tmp_path):
+    make = type("Subclass", (make,), {}) if subclassed else make
+    model, with_weights = make(784, latent_size=3, **sizes), make(784, latent_size=3, **sizes)
+    expected = model(IMAGES, *labels)[1:]
     path = str(tmp_path / ("model.keras" if tf.version.VERSION > "2.16" else "model"))  # a folder before Keras 3
-    model = make(784, latent_size=3)
     model.save(path)
-    loaded = tf.keras.models.load_model(path, custom_objects={make.__name__: make})
-    np.testing.assert_array_equal(loaded(IMAGES, *labels)[1], model(IMAGES, *labels)[1])
+    model.save_weights(f"{path}.weights.h5")
+    with_weights.load_weights(f"{path}.weights.h5")
+    for loaded in (with_weights, tf.keras.models.load_model(path, custom_objects={make.__name__: make})):
+        np.testing.assert_array_equal(loaded(IMAGES, *labels)[1:], expected)

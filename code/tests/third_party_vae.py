@@ -1,7 +1,7 @@
-"""A vae.py in the ways of others, which the program has to run with.
+"""A third-party vae.py that assignment.py must support.
 
-The stencil's attributes and nothing more: batch sizes from static shapes, layers that are built by their first call, a
-decoder that ends in (N, H·W), an Adam of the model's own, a CVAE without `num_classes`.
+It has only the stencil's attributes. It reads batch sizes from static shapes, builds its layers in the first call, ends
+its decoder in (N, H·W), brings its own Adam, and its CVAE has no `num_classes`.
 """
 
 import tensorflow as tf
@@ -18,15 +18,15 @@ class VAE(tf.keras.Model):
         self.optimizer = tf.keras.optimizers.Adam(0.01)
 
     def call(self, x, c=None, training=None):
-        given = [] if c is None else [c]
-        hidden = self.encoder(tf.concat([tf.reshape(x, [x.shape[0], self.input_size]), *given], 1))
+        label = [] if c is None else [c]
+        hidden = self.encoder(tf.concat([tf.reshape(x, [x.shape[0], self.input_size]), *label], 1))
         mu, logvar = self.mu_layer(hidden), self.logvar_layer(hidden)
         z = mu + tf.exp(logvar / 2) * tf.random.normal([mu.shape[0], mu.shape[1]])
-        return self.decoder(tf.concat([z, *given], 1)), mu, logvar
+        return self.decoder(tf.concat([z, *label], 1)), mu, logvar
 
 
 class CVAE(VAE):
-    """The same layers, as they are built by their first call."""
+    """The same layers: their first call decides their input width."""
 
 
 def loss_function(x_hat, x, mu, logvar):
