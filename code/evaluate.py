@@ -46,9 +46,9 @@ def save_reconstructions(model, images, labels):
 
 
 def new_classifier():
-    """A small convolutional network from images (N, 28, 28) in [0, 1] to probabilities (N, 10)."""
+    """Return a small convolutional network that maps images (N, 28, 28) in [0, 1] to probabilities (N, 10)."""
     layers = tf.keras.layers
-    order = {"data_format": "channels_last"}  # whatever keras.json says
+    order = {"data_format": "channels_last"}  # independent of keras.json
     stages = [tf.keras.Input((28, 28)), layers.Reshape((28, 28, 1))]
     for filters in (32, 64):
         stages += [layers.Conv2D(filters, 3, activation="relu", **order), layers.MaxPooling2D(**order)]
@@ -57,8 +57,8 @@ def new_classifier():
 
 
 def train_classifier():
-    """Train a classifier on the training images, and write its weights to data/classifier.npz."""
-    CLASSIFIER.parent.mkdir(exist_ok=True)  # it is missing where only the code was copied
+    """Train a classifier on the training images and save its weights to data/classifier.npz."""
+    CLASSIFIER.parent.mkdir(exist_ok=True)  # missing if only the code was copied
     (images, labels), _ = assignment.read_mnist()
     classifier = new_classifier()
     rate = tf.keras.optimizers.schedules.CosineDecay(2e-3, 8 * len(images) // 128)
@@ -68,10 +68,10 @@ def train_classifier():
 
 
 def load_classifier():
-    """The classifier that the project brings.
+    """Load the bundled classifier.
 
     Raises:
-        OSError: data/classifier.npz is missing or damaged, or lacks read permission.
+        OSError: If data/classifier.npz is missing or damaged, or has no read permission.
     """
     classifier = new_classifier()
     try:
@@ -86,26 +86,30 @@ def load_classifier():
 
 
 def classify(classifier, images):
-    """The digits (N,) that the classifier gives to images (N, ..., 28, 28) in [0, 1]."""
+    """Return the predicted digits (N,) of images (N, ..., 28, 28) in [0, 1]."""
     return classifier.predict(np.reshape(images, (-1, 28, 28)), batch_size=1000, verbose=0).argmax(axis=1)
 
 
 def save_confusion(samples, digits, predicted):
-    """Draw the confusion matrix beside up to 50 samples of a wrong predicted digit; returns the PNG's path."""
+    """Save a figure of the confusion matrix and up to 50 misclassified samples; return the PNG's path.
+
+    Args:
+        samples: Generated images (N, 28, 28) in [0, 1].
+        digits: The requested digits (N,).
+        predicted: The predicted digits (N,).
+    """
     path = assignment.output_path("evaluate_cvae.png")
     figure = Figure(figsize=(11, 5.5), dpi=150, layout="constrained")
     left, right = figure.subfigures(1, 2)
     ticks = range(NUM_CLASSES)
     axes = left.add_subplot(xticks=ticks, yticks=ticks, xlabel="predicted digit", ylabel="requested digit")
-    axes.set_title(
-        f"accuracy {np.mean(predicted == digits):.2%} over {len(digits):,} samples (logarithmic color scale)"
-    )
+    axes.set_title(f"accuracy {np.mean(predicted == digits):.2%} over {len(digits):,} samples (logarithmic colors)")
     confusion = tf.math.confusion_matrix(digits, predicted, NUM_CLASSES).numpy()
     axes.imshow(np.log1p(confusion), cmap="Blues")
     for (row, column), count in np.ndenumerate(confusion):
         axes.text(column, row, count or "", ha="center", va="center", color="white" if row == column else "black")
     wrong = np.flatnonzero(predicted != digits)
-    shown = wrong[np.linspace(0, len(wrong) - 1, min(50, len(wrong))).astype(int)]  # some of every digit
+    shown = wrong[np.linspace(0, len(wrong) - 1, min(50, len(wrong))).astype(int)]  # spread over all digits
     right.suptitle(f"{len(shown)} of the {len(wrong)} misclassified samples: requested → predicted")
     for place, sample in enumerate(shown, start=1):
         axes = right.add_subplot(5, 10, place, frame_on=False, xticks=[], yticks=[])
@@ -116,12 +120,15 @@ def save_confusion(samples, digits, predicted):
 
 
 def grade_samples(cvae, classifier, images, labels):
-    """Print and draw how the classifier classifies samples of `cvae`; returns their `accuracy`.
+    """Generate 1,000 samples of each digit, print how many are recognized, and save their confusion matrix.
 
     Args:
-        cvae: a trained CVAE.
-        classifier: as `load_classifier` gives.
-        images, labels: real ones, as `read_mnist` gives them.
+        cvae: A trained CVAE.
+        classifier: The classifier, as returned by `load_classifier`.
+        images, labels: Test images and labels, as returned by `read_mnist`.
+
+    Returns:
+        The accuracy: the share of samples, from 0 to 1, whose predicted digit is the requested one.
     """
     digits = np.repeat(np.arange(NUM_CLASSES), 1000)
     batches = np.split(digits, NUM_CLASSES)
@@ -137,10 +144,10 @@ def grade_samples(cvae, classifier, images, labels):
 
 
 def main():
-    """Grade the weights in outputs/; exit with status 0 if they meet the handout, else 1."""
+    """Grade the saved weights. Exit with status 0 if all of them meet the requirements, else with 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--latent_size", type=int, default=15, help="what the weights were trained with")
-    parser.add_argument("--train_classifier", action="store_true", help="make data/classifier.npz again; no grade")
+    parser.add_argument("--latent_size", type=int, default=15, help="latent size of the saved weights")
+    parser.add_argument("--train_classifier", action="store_true", help="retrain data/classifier.npz; do not grade")
     args = parser.parse_args()
     if args.train_classifier:
         tf.keras.utils.set_random_seed(0)
@@ -148,7 +155,7 @@ def main():
     _, (images, labels) = assignment.read_mnist()
     met = {}
     for make in (VAE, CVAE):
-        tf.keras.utils.set_random_seed(0)  # the same weights get the same grade, whatever is saved beside them
+        tf.keras.utils.set_random_seed(0)  # a grade does not depend on the other model
         try:
             model = assignment.load_weights(make(28 * 28, latent_size=args.latent_size))
         except FileNotFoundError as error:

@@ -1,6 +1,6 @@
-"""The variational autoencoder (VAE), its conditional form (CVAE), and the formulas they are trained with.
+"""A variational autoencoder (VAE), a conditional VAE (CVAE), and the loss that trains them.
 
-Shapes: N images of H·W = `input_size` pixels, Z = `latent_size`, C = `num_classes`.
+Shapes: N images of height H and width W, with H·W = `input_size`; Z = `latent_size`; C = `num_classes`.
 Sources: Kingma and Welling, "Auto-Encoding Variational Bayes", 2014 (https://arxiv.org/abs/1312.6114);
 Sohn, Lee and Yan, "Learning Structured Output Representation using Deep Conditional Generative Models", 2015.
 """
@@ -12,21 +12,21 @@ from tensorflow.keras import Sequential
 from tensorflow.keras.initializers import Constant
 from tensorflow.keras.layers import Dense, Flatten, Reshape
 
-HIDDEN_DIM = 400  # the width in Kingma and Welling's MNIST networks is 500, in most public ones 400
-# Bias of the logvar layer: sigma = exp(-2 / 2) = 1/e, so log(1 / sigma) is one nat per latent dimension, about what a
-# trained model uses (a KL of 17 over 15 dimensions). With a sigma of 1, z is mostly noise at first, and the decoder
-# learns to ignore some of its dimensions before the encoder uses them.
+HIDDEN_DIM = 400  # Kingma and Welling use 500 for MNIST, most public implementations 400
+# Bias of the logvar layer. It gives sigma = exp(-2 / 2) = 1/e, so log(1 / sigma) is one nat per latent dimension, about
+# what a trained model uses (a KL divergence of 17 over 15 dimensions). With a sigma of 1, z is mostly noise at first,
+# and the decoder learns to ignore some of its dimensions before the encoder uses them.
 INITIAL_LOGVAR = -2.0
-MIN_PROBABILITY = 1e-7  # keeps log(0) out of the cross-entropy; Keras clips probabilities at the same value
+MIN_PROBABILITY = 1e-7  # avoids log(0) in the cross-entropy; Keras clips probabilities at the same value
 
 
 def hidden_layers():
-    """Three ReLU layers of width H, whose kernels start by He's rule, a variance of 2 / inputs (He et al., 2015)."""
+    """Return three ReLU layers, initialized with He's rule: a variance of 2 / fan_in (He et al., 2015)."""
     return [Dense(HIDDEN_DIM, activation="relu", kernel_initializer="he_uniform") for _ in range(3)]
 
 
 def image_shape(input_size):
-    """(1, H, W) of a square image of `input_size` pixels."""
+    """Return the shape (1, H, W) of a square image with `input_size` pixels."""
     side = math.isqrt(input_size)
     if side**2 != input_size:
         raise ValueError(f"input_size must be a square number, such as 28 * 28 = 784; got {input_size}")
@@ -34,18 +34,21 @@ def image_shape(input_size):
 
 
 def image_layers(input_size):
-    """The end of a decoder: a sigmoid layer of `input_size` pixels, and their reshape to an image."""
+    """Return the last layers of a decoder: a sigmoid layer of `input_size` pixels and a reshape to (1, H, W)."""
     return [Dense(input_size, activation="sigmoid"), Reshape(image_shape(input_size))]
 
 
 class VAE(tf.keras.Model):
-    """A fully-connected variational autoencoder.
+    """Fully-connected variational autoencoder.
 
-    `decoder` maps z (N, Z) to images (N, 1, H, W); with z ~ N(0, I) they are new ones.
+    To generate new images, sample z (N, Z) from N(0, I) and call `decoder(z)`, which returns images (N, 1, H, W).
 
     Args:
-        input_size: pixels of an image, H·W with H = W; ValueError if it is no square.
-        latent_size: Z, the dimensions of the latent space.
+        input_size: Number of pixels of an image, H·W with H = W.
+        latent_size: Number of dimensions of the latent space, Z.
+
+    Raises:
+        ValueError: If `input_size` is not a square number.
     """
 
     def __init__(self, input_size, latent_size=15):
@@ -57,19 +60,22 @@ class VAE(tf.keras.Model):
         self.mu_layer = Dense(latent_size, name="mu_layer")
         self.logvar_layer = Dense(latent_size, bias_initializer=Constant(INITIAL_LOGVAR), name="logvar_layer")
         self.decoder = Sequential([*hidden_layers(), *image_layers(input_size)], name="decoder")
-        if type(self).__init__ is VAE.__init__:  # a subclass may need attributes that its constructor sets later
-            self(tf.zeros((1, *image_shape(input_size))))  # creates the weights, so they can be saved or loaded
+        if type(self).__init__ is VAE.__init__:  # the constructor of a subclass may not have set all attributes yet
+            self(tf.zeros((1, *image_shape(input_size))))  # creates the weights, so that they can be saved or loaded
 
     def get_config(self):
-        """The constructor's arguments, for `load_model`: Keras 3 does not know those of a subclassed model."""
+        """Return the constructor's arguments. `load_model` needs them, and Keras 3 does not record them."""
         return {"input_size": self.input_size, "latent_size": self.latent_size}
 
     def call(self, x):
-        """Reconstruct images x (N, 1, H, W), in [0, 1] and of any real dtype, through the latent space.
+        """Encode images, sample z from their posterior, and decode it.
+
+        Args:
+            x: Images (N, 1, H, W) in [0, 1], of any real dtype.
 
         Returns:
-            `x_hat` (N, 1, H, W) in [0, 1], and `mu` and `logvar` (N, Z) of q(z|x), in the layers' dtype, float32
-            unless a policy says otherwise.
+            Three tensors: the reconstructions `x_hat` (N, 1, H, W) in [0, 1], and the mean `mu` (N, Z) and
+            log-variance `logvar` (N, Z) of q(z|x). Their dtype is the layers' compute dtype, float32 by default.
         """
         x = tf.cast(x, self.compute_dtype)
         hidden = self.encoder(x)
@@ -81,9 +87,9 @@ class VAE(tf.keras.Model):
 def initialize_label_rows(kernel, num_classes):
     """Re-initialize the label's rows (the last `num_classes`) of a first kernel, using He's rule with a fan-in of 1.
 
-    He's rule assumes that all inputs are active: 794 in the encoder give a standard deviation of sqrt(2 / 794) = 0.05.
+    He's rule assumes that all inputs are active: the encoder's 794 give a standard deviation of sqrt(2 / 794) = 0.05.
     Of a one-hot label only one input is active, which gives sqrt(2 / 1) = 1.4. With rows as small as the others, the
-    decoder learns the class from z before it learns to use c, and a random z then determines the digit. Running the
+    decoder learns the class from z before it learns to use c. Then z determines the digit, whatever c is. Running the
     layer's initializer again undoes this.
     """
     rows = tf.random.normal((num_classes, kernel.shape[1]), stddev=math.sqrt(2), dtype=kernel.dtype)
@@ -91,14 +97,18 @@ def initialize_label_rows(kernel, num_classes):
 
 
 class CVAE(tf.keras.Model):
-    """A conditional VAE: the VAE with the one-hot class c joined to the image and to z.
+    """Conditional VAE: the VAE with a one-hot class label c concatenated with the image and with z.
 
-    `decoder` maps [z, c] (N, Z + C) to images (N, 1, H, W); with z ~ N(0, I) they are new ones of class c.
+    To generate new images of class c, sample z (N, Z) from N(0, I) and call `decoder` on the concatenation [z, c]
+    (N, Z + C). It returns images (N, 1, H, W).
 
     Args:
-        input_size: pixels of an image, H·W with H = W; ValueError if it is no square.
-        num_classes: C, the width of the one-hot labels.
-        latent_size: Z, the dimensions of the latent space.
+        input_size: Number of pixels of an image, H·W with H = W.
+        num_classes: Number of classes, C.
+        latent_size: Number of dimensions of the latent space, Z.
+
+    Raises:
+        ValueError: If `input_size` is not a square number.
     """
 
     def __init__(self, input_size, num_classes=10, latent_size=15):
@@ -116,18 +126,22 @@ class CVAE(tf.keras.Model):
             initialize_label_rows(part.weights[0], num_classes)
         for layer in (self.mu_layer, self.logvar_layer):
             layer.build((None, HIDDEN_DIM))
-        if type(self).__init__ is CVAE.__init__:
+        if type(self).__init__ is CVAE.__init__:  # see VAE
             self(tf.zeros((1, *image_shape(input_size))), tf.zeros((1, num_classes)))
 
     def get_config(self):
+        """Return the constructor's arguments."""
         return {"input_size": self.input_size, "num_classes": self.num_classes, "latent_size": self.latent_size}
 
     def call(self, x, c):
-        """Reconstruct images x (N, 1, H, W), as `VAE.call` does, given their classes as one-hot labels c (N, C).
+        """Encode images and labels, sample z from their posterior, and decode z and the labels.
+
+        Args:
+            x: Images (N, 1, H, W) in [0, 1], of any real dtype.
+            c: One-hot labels (N, C), of any real dtype.
 
         Returns:
-            `x_hat` (N, 1, H, W) in [0, 1], and `mu` and `logvar` (N, Z) of q(z|x, c), in the layers' dtype, float32
-            unless a policy says otherwise.
+            Three tensors as in `VAE.call`; `mu` and `logvar` are those of q(z|x, c).
         """
         x, c = tf.cast(x, self.compute_dtype), tf.cast(c, self.compute_dtype)
         hidden = self.encoder(tf.concat([tf.reshape(x, (-1, self.input_size)), c], axis=1))
@@ -137,9 +151,16 @@ class CVAE(tf.keras.Model):
 
 
 def reparametrize(mu, logvar):
-    """Draw z (N, Z) = mu + sigma * epsilon, with epsilon ~ N(0, I) and sigma² = exp(logvar), for each image anew.
+    """Sample z = mu + sigma * epsilon, with sigma² = exp(logvar) and epsilon ~ N(0, I), independently for each image.
 
-    The draw is differentiable in the means and log-variances, both (N, Z) (Kingma and Welling, section 2.4).
+    Gradients flow through z to `mu` and `logvar` (Kingma and Welling, section 2.4).
+
+    Args:
+        mu: Means (N, Z).
+        logvar: Log-variances (N, Z).
+
+    Returns:
+        z (N, Z), of the dtype of `mu`.
     """
     epsilon = tf.random.normal(tf.shape(mu), dtype=mu.dtype)
     return mu + tf.exp(0.5 * logvar) * epsilon
@@ -149,19 +170,20 @@ reparameterization = reparametrize  # the handout's name for it
 
 
 def bce_function(x_hat, x):
-    """Binary cross-entropy, summed over all pixels of all images: -sum(x log x_hat + (1 - x) log(1 - x_hat)).
+    """Compute the binary cross-entropy, -sum(x log x_hat + (1 - x) log(1 - x_hat)), over all pixels of all images.
 
-    This is the reconstruction term -log p(x|z) of the ELBO for a Bernoulli decoder (Kingma and Welling, appendix C.1).
+    This is the reconstruction term -log p(x|z) of the negative ELBO, for a Bernoulli decoder (Kingma and Welling,
+    appendix C.1).
 
     Args:
-        x_hat: reconstructions (N, 1, H, W) in [0, 1].
-        x: images (N, 1, H, W) in [0, 1].
+        x_hat: Reconstructions (N, 1, H, W) in [0, 1].
+        x: Images (N, 1, H, W) in [0, 1].
 
     Returns:
-        A float32 scalar; finite for pixels of exactly 0 and 1 too.
+        A float32 scalar, which is finite even if pixels are exactly 0 or 1.
 
     Raises:
-        ValueError: the two shapes differ.
+        ValueError: If the shapes differ.
     """
     x_hat, x = tf.cast(x_hat, tf.float32), tf.cast(x, tf.float32)
     x_hat.shape.assert_is_compatible_with(x.shape)
@@ -170,12 +192,19 @@ def bce_function(x_hat, x):
 
 
 def kl_divergence(mu, logvar):
-    """KL(N(mu, sigma²) || N(0, I)), summed over all images: -1/2 sum(1 + logvar - mu² - exp(logvar)).
+    """Compute KL(N(mu, sigma²) || N(0, I)) = -1/2 sum(1 + logvar - mu² - exp(logvar)), summed over all images.
 
-    The means and the log-variances are (N, Z); the sum is a float32 scalar, 0 or more (Kingma and Welling, appendix B).
+    The formula is derived in Kingma and Welling, appendix B.
+
+    Args:
+        mu: Means (N, Z).
+        logvar: Log-variances (N, Z).
+
+    Returns:
+        A float32 scalar, never negative.
 
     Raises:
-        ValueError: the two shapes differ.
+        ValueError: If the shapes differ.
     """
     mu, logvar = tf.cast(mu, tf.float32), tf.cast(logvar, tf.float32)
     mu.shape.assert_is_compatible_with(logvar.shape)
@@ -183,9 +212,9 @@ def kl_divergence(mu, logvar):
 
 
 def loss_function(x_hat, x, mu, logvar):
-    """The negative ELBO per image, (BCE + KL) / N, a float32 scalar: what the handout minimises, with lambda = 1.
+    """Compute the negative ELBO per image, (BCE + KL) / N, as a float32 scalar. In the handout's terms, lambda is 1.
 
-    Arguments and errors are those of `bce_function` and `kl_divergence`.
+    The arguments and errors are those of `bce_function` and `kl_divergence`.
     """
     num_images = tf.cast(tf.shape(x)[0], tf.float32)
     return (bce_function(x_hat, x) + kl_divergence(mu, logvar)) / num_images

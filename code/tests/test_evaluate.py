@@ -45,7 +45,7 @@ def test_losses_are_computed_from_the_outputs_only(x_hat, mu, logvar, monkeypatc
 # The samples and the pictures
 
 
-def test_accuracy_is_reported_for_all_samples_and_for_each_digit(monkeypatch, capsys):
+def test_accuracy_is_reported_for_all_samples_and_for_each_digit(figures, monkeypatch, capsys):
     digits = np.repeat(np.arange(10), 1000)
     # k% of the samples of digit k are misclassified.
     predicted = np.where(np.tile(np.arange(1000), 10) < 10 * digits, (digits + 1) % 10, digits)
