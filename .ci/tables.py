@@ -1,4 +1,4 @@
-"""Print the two tables of README.md in Markdown, from new trainings: `.venv/bin/python .ci/tables.py [SEED ...]`.
+"""Retrain the models and print the two tables of README.md in Markdown: `.venv/bin/python .ci/tables.py [SEED ...]`.
 
 Each setting is a copy of the code with some edits, trained and graded once per seed. The cells are medians over the
 seeds. All copies are made before the first training, so an edit that no longer fits the code fails at once.
@@ -15,7 +15,7 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-# An edit: the file, the text to replace, how often it must occur, and its replacement.
+# An edit has a file, the text to replace, the number of times that it must occur, and the replacement.
 HE = ("vae.py", '"he_uniform"', 1, '"glorot_uniform"')
 ROWS = ("vae.py", "initialize_label_rows(part.weights[0], num_classes)", 1, "pass")
 ENCODER_ROWS = ("vae.py", " initialize_label_rows(part", 1, " part is self.decoder and initialize_label_rows(part")
@@ -35,12 +35,12 @@ PROGRAMS = {"`assignment.py`": ["assignment.py"], "`train_vae` called directly":
 PROGRAM, DIRECT = PROGRAMS
 BOTH = ("VAE", "CVAE")
 
-# A setting: how it is trained, its batch size, the models that it changes, and its edits.
+# A setting has a program, a batch size, the models to train, and edits. The README lists the changes (1) to (4).
 SETTINGS = {
     "all four changes": (PROGRAM, 1024, BOTH, []),
     "without (1)": (PROGRAM, 1024, BOTH, [HE]),
     "without (2)": (PROGRAM, 1024, ("CVAE",), [ROWS]),
-    "without (2) in the encoder only": (PROGRAM, 1024, ("CVAE",), [ENCODER_ROWS]),
+    "with (2) in the decoder only": (PROGRAM, 1024, ("CVAE",), [ENCODER_ROWS]),
     "without (3)": (PROGRAM, 1024, BOTH, [LOGVAR]),
     "without (4)": (DIRECT, 1024, BOTH, []),
     "without the learning rate of (4)": (PROGRAM, 1024, BOTH, [RATE]),
@@ -85,12 +85,12 @@ def measure(code, setting, seed):
 
 def tables(measured):
     """Yield the lines of both tables, given the measurements of each setting."""
-    middle = {key: {name: median(one[name] for one in runs) for name in runs[0]} for key, runs in measured.items()}
+    medians = {key: {name: median(one[name] for one in runs) for name in runs[0]} for key, runs in measured.items()}
     yield "| after 10 epochs | VAE training loss | CVAE training loss | accuracy |\n|---|---|---|---|"
     for setting, (program, batch_size, _, edits) in SETTINGS.items():
         if not edits:
             row = "| {}, batches of {} | {VAE training:.1f} | {CVAE training:.1f} | {accuracy:.2f}% |"
-            yield row.format(program, batch_size, **middle[setting])
+            yield row.format(program, batch_size, **medians[setting])
     yield "| required by the handout | below 120 | below 120 | above 90% |\n"
     yield "| test set | VAE loss (KL) | CVAE loss (KL) | accuracy (range) | worst digit |\n|---|---|---|---|---|"
     for setting, (_, _, models, _) in SETTINGS.items():
@@ -98,7 +98,7 @@ def tables(measured):
         losses += " | {CVAE test:.1f} ({CVAE KL:.1f})"
         accuracies = [one["accuracy"] for one in measured[setting]]
         row = f"| {{}} | {losses} | {{accuracy:.2f}}% ({{:.2f}} to {{:.2f}}) | {{worst digit:.1f}}% |"
-        yield row.format(setting, min(accuracies), max(accuracies), **middle[setting])
+        yield row.format(setting, min(accuracies), max(accuracies), **medians[setting])
 
 
 def main():

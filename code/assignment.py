@@ -9,7 +9,7 @@ import tempfile
 
 # TensorFlow reads this when it is imported, and then logs less. Version 2.21 still prints some lines.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# A shell started from Jupyter inherits MPLBACKEND, which matplotlib rejects if that backend is not installed.
+# A shell started from Jupyter inherits MPLBACKEND. matplotlib rejects its value if Jupyter's backend is not installed.
 if os.environ.get("MPLBACKEND", "").startswith("module:") and "ipykernel" not in sys.modules:
     del os.environ["MPLBACKEND"]
 
@@ -26,11 +26,11 @@ MNIST = ROOT / "data" / "mnist.npz"
 TRAINING_IMAGES = 60_000
 NUM_CLASSES = 10
 HANDOUT_LOSS = 120  # the handout requires a lower training loss after 10 epochs, for both models
-HANDOUT_ACCURACY = 0.9  # and a higher accuracy of the CVAE's samples
+HANDOUT_ACCURACY = 0.9  # the handout requires a higher accuracy of the CVAE's samples
 
 
 class DataError(ValueError):
-    """Invalid images or labels, or a batch size that does not suit the data set. The program reports it in one line."""
+    """Invalid images, labels, batch size or buffer size. The program prints its message without a traceback."""
 
 
 def parseArguments():
@@ -42,7 +42,7 @@ def parseArguments():
     parser.add_argument("--num_epochs", type=int, default=10, help="number of passes over the training images")
     parser.add_argument("--latent_size", type=int, default=15, help="number of latent dimensions")
     parser.add_argument("--input_size", type=int, default=28 * 28, choices=[28 * 28], help="number of pixels per image")
-    parser.add_argument("--learning_rate", type=float, default=1e-3, help="peak rate / sqrt(batch_size / 16)")
+    parser.add_argument("--learning_rate", type=float, default=1e-3, help="peak rate for batches of 16")
     parser.add_argument("--seed", type=int, default=argparse.SUPPRESS, help="random seed")
     args = parser.parse_args()
     if not 1 <= args.batch_size <= TRAINING_IMAGES:
@@ -69,18 +69,18 @@ def one_hot(labels, class_size):
         ValueError: If the labels have the wrong shape, for example because they are one-hot already.
     """
     labels = tf.cast(labels, tf.int64)
-    if not any(labels.shape[1:].is_compatible_with(rest) for rest in ((), (1,))):
+    if not any(labels.shape.is_compatible_with(shape) for shape in ([None], [None, 1])):
         raise ValueError(f"labels must have the shape (N,) or (N, 1), not one-hot; got {tuple(labels.shape)}")
     return tf.one_hot(labels[:, 0] if labels.shape.rank == 2 else labels, class_size)
 
 
 def is_conditional(model):
-    """Return whether a model is a CVAE. `isinstance` would miss the models of a third-party vae.py."""
+    """Return whether a model is a CVAE. `isinstance` misses a CVAE from another vae.py."""
     return hasattr(model, "num_classes") or "cvae" in type(model).__name__.lower()
 
 
 def num_classes_of(model):
-    """Return the model's `num_classes`, or 10 if it has none: the stencil never reads it."""
+    """Return the model's `num_classes`, or 10: a third-party CVAE may not store it."""
     return getattr(model, "num_classes", NUM_CLASSES)
 
 
@@ -91,7 +91,7 @@ def read_mnist():
         Two pairs of uint8 arrays, images (N, 28, 28) and labels (N,): 60,000 for training and 10,000 for testing.
 
     Raises:
-        OSError: If the file is damaged, has no read permission or has pixels from 0 to 1, or if the download fails.
+        OSError: If the file is damaged, cannot be read or has pixels from 0 to 1, or if the download fails.
     """
     try:
         if not MNIST.exists():
@@ -105,7 +105,7 @@ def read_mnist():
         raise
     except Exception as error:  # numpy, zipfile and Keras raise many exception types
         fault = "damaged" if MNIST.exists() else "missing"
-        remedy = f"copy the repository's, or in a clone, restore it with `git checkout -- data/mnist.npz` in {ROOT}"
+        remedy = f"copy it from the repository, or run `git checkout -- data/mnist.npz` in your clone, {ROOT}"
         raise OSError(f"{MNIST} is {fault} ({error}): {remedy}") from error
 
 
@@ -133,7 +133,7 @@ def load_mnist(batch_size, buffer_size=1024):
     # Shuffling and batching indices instead of images saves 5% of an epoch's time and 100 MB.
     indices = tf.data.Dataset.range(len(images)).shuffle(buffer_size).batch(batch_size, drop_remainder=True)
     options = tf.data.Options()
-    options.autotune.enabled = False  # its thread can delay the end of an epoch (5 s instead of 3)
+    options.autotune.enabled = False  # its thread can delay the end of an epoch, from 3 s to 5 s
     return indices.map(gather).prefetch(1).with_options(options)
 
 
@@ -174,14 +174,14 @@ def model_inputs(model, images, labels, is_cvae):
     side = math.isqrt(model.input_size)
     if x.shape[1:] != (1, side, side) or not len(x):
         raise DataError(f"images must have the shape (N, 1, {side}, {side}); got {tuple(x.shape)}")
-    if not (np.min(x) >= -1e-5 and np.max(x) <= 1 + 1e-5):  # resizing may round beyond; False for NaN
-        raise DataError(f"images must be in [0, 1]: divide by 255; got {np.min(x):g} to {np.max(x):g}")
+    if not (np.min(x) >= -1e-5 and np.max(x) <= 1 + 1e-5):  # tolerates rounding; False for NaN
+        raise DataError(f"images must be in [0, 1], for example divided by 255; got {np.min(x):g} to {np.max(x):g}")
     if not is_cvae:
         return [x]
     y = tf.convert_to_tensor(labels)
     top = num_classes_of(model) - 1
     if y.shape not in [(len(x),), (len(x), 1)] or not np.isin(y, range(top + 1)).all():
-        raise DataError(f"labels must be {len(x)} integers from 0 to {top}, not one-hot; got {y.shape}: {np.unique(y)}")
+        raise DataError(f"labels must be {len(x)} integers from 0 to {top}, not one-hot; got {y.shape}, {np.unique(y)}")
     return [x, one_hot(y, top + 1)]
 
 
@@ -189,8 +189,8 @@ def model_inputs(model, images, labels, is_cvae):
 def train_step(model, optimizer, x, *condition):
     """Take one optimizer step on a batch and return its loss, a scalar.
 
-    The function is traced for each model and optimizer. After freezing or replacing a layer, call `model.compile` with
-    a new optimizer.
+    A trace keeps the layers and the optimizer that it was made with. After freezing or replacing a layer, call
+    `model.compile` with a new optimizer.
     """
     with tf.GradientTape() as tape:
         x_hat, mu, logvar = model(x, *condition, training=True)
@@ -206,7 +206,7 @@ def train_vae(model, train_loader, args, is_cvae=False):
     Args:
         model: A VAE, or a CVAE if `is_cvae`. If it has no optimizer, it gets Keras's Adam.
         train_loader: Yields batches of images (N, 1, H, W) in [0, 1] and labels (N,), as arrays, tensors or lists.
-        args: `args.learning_rate` is the constant rate of that Adam. It is ignored if the model has an optimizer.
+        args: `args.learning_rate` is Adam's constant rate. `args` is ignored if the model has an optimizer.
         is_cvae: Whether the model takes labels.
 
     Returns:
@@ -214,7 +214,7 @@ def train_vae(model, train_loader, args, is_cvae=False):
 
     Raises:
         ValueError: If the loader yields no batch, or an invalid one. No step is taken on an invalid batch.
-        FloatingPointError: If the loss or a weight is no longer finite.
+        FloatingPointError: If, after the last batch, a loss or a weight is not finite.
     """
     if getattr(model, "optimizer", None) is None:
         model.optimizer = tf.keras.optimizers.Adam(args.learning_rate)
@@ -233,7 +233,7 @@ def train_vae(model, train_loader, args, is_cvae=False):
 
 def with_bar(train_loader):
     """Yield the batches of `train_loader`, with Keras's progress bar if stdout is a terminal."""
-    # A grader's stdout may be a logger without `isatty`; that of a program without a console is None.
+    # stdout may be a grader's logger without `isatty`, or None in a program without a console.
     bar = tf.keras.utils.Progbar(len(train_loader), verbose=hasattr(sys.stdout, "isatty") and sys.stdout.isatty())
     for batch in train_loader:
         yield batch
@@ -248,7 +248,7 @@ def output_path(name):
 
 
 def weights_path(model):
-    """Return the path of a model's weights, named after its class: outputs/model_ckpts/vae.weights.h5."""
+    """Return the path of a model's weights: outputs/model_ckpts/vae.weights.h5 for the class `VAE`."""
     return output_path(f"model_ckpts/{type(model).__name__.lower()}.weights.h5")
 
 
@@ -266,7 +266,7 @@ def load_weights(model):
 
     Raises:
         FileNotFoundError: If no weights are saved.
-        OSError: If the weights are damaged or those of another model. On Keras 3, some may have been loaded by then.
+        OSError: If the file is damaged or does not fit the model. On Keras 3, some weights may be loaded already.
     """
     path = weights_path(model)
     is_cvae = is_conditional(model)
@@ -274,12 +274,14 @@ def load_weights(model):
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: train {remedy}")
     side = math.isqrt(model.input_size)
-    model(*model_inputs(model, tf.zeros((1, 1, side, side)), [0], is_cvae))  # builds lazily built layers
+    model(*model_inputs(model, tf.zeros((1, 1, side, side)), [0], is_cvae))  # builds the layers
     try:
         model.load_weights(str(path))
-    except Exception as error:  # Keras and h5py raise many types; a file that h5py cannot open, an OSError
+    except PermissionError:
+        raise
+    except Exception as error:  # h5py raises OSError if it cannot open the file, Keras many types
         this = f"latent size {model.latent_size} and hidden width {model.hidden_dim}"
-        other = f"of another model (this one has {this}; --latent_size, vae.py or Keras may differ)"
+        other = f"for another model (this one has {this}; --latent_size, vae.py or Keras may differ)"
         fault = "damaged" if isinstance(error, OSError) else other
         raise OSError(f"{path} is {fault}: train again {remedy} ({' '.join(str(error).split())[:200]})") from error
     return model
@@ -310,10 +312,10 @@ def generate_digits(model, digits, latent_size):
 
 
 def save_grid(name, images, rows):
-    """Save a picture of square images in a grid of `rows` rows, enlarged three times.
+    """Save a picture of square images in a grid of `rows` rows, magnified three times.
 
     Args:
-        name: Name of the PNG file, without its ending.
+        name: Name of the PNG file, without its extension.
         images: Images (N, 1, H, W) or (N, H·W) in [0, 1].
         rows: Number of rows, a divisor of N.
 
@@ -350,18 +352,17 @@ def train(model, args):
         The paths of the loss curve and of the weights.
 
     Raises:
-        What `load_mnist`, `train_vae` and `save_model_weights` raise.
+        OSError, ValueError, FloatingPointError: As in `load_mnist`, `train_vae` and `save_model_weights`.
     """
     train_loader = load_mnist(args.batch_size, buffer_size=TRAINING_IMAGES)
     own_optimizer = getattr(model, "optimizer", None)
     if own_optimizer is None:
         # A larger batch has a less noisy gradient and tolerates a rate that grows with its square root (Malladi et al.,
-        # "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", 2022). The 16 was tuned: the default peak is
-        # 8e-3. In the same paper, 1 - beta_2 grows with the batch size. Here it grows to 0.05, which is usual for short
-        # trainings with large batches (Brown et al., "Language Models are Few-Shot Learners", 2020, appendix B). With
-        # Keras's 0.001, the large gradients of the first epoch keep the steps small until the end.
-        peak = args.learning_rate * math.sqrt(args.batch_size / 16)
-        rate = SineRate(peak, args.num_epochs * len(train_loader))
+        # "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", 2022). The 16 was tuned; it gives a peak of
+        # 8e-3 by default. The same paper lets 1 - beta_2 grow with the batch size. Here it is at most 0.05, so beta_2
+        # is at least 0.95, as in Brown et al., "Language Models are Few-Shot Learners", 2020, appendix B. With Keras's
+        # beta_2 of 0.999, the large gradients of the first epoch keep the steps small until the end.
+        rate = SineRate(args.learning_rate * math.sqrt(args.batch_size / 16), args.num_epochs * len(train_loader))
         model.optimizer = tf.keras.optimizers.Adam(rate, beta_2=max(0.95, 0.999 ** (args.batch_size / 16)))
     losses = []
     try:
@@ -370,7 +371,7 @@ def train(model, args):
             save_model_weights(model, args)
             print(f"Train Epoch: {epoch} \tLoss: {losses[-1]:.6f}", flush=True)
     finally:
-        model.optimizer = own_optimizer  # a schedule that has ended hardly trains a model further
+        model.optimizer = own_optimizer  # at the end of its schedule, the rate is almost 0
     return [save_loss_curve(losses, "cvae" if args.is_cvae else "vae"), weights_path(model)]
 
 

@@ -1,6 +1,6 @@
-"""Grade the saved weights: the test loss of each model, and the accuracy of the CVAE's samples by a trained classifier.
+"""Grade the saved weights: each model's test loss, and how often a classifier recognizes the CVAE's requested digit.
 
-The handout limits the training loss, which can be up to two higher than the test loss.
+The handout limits the training loss, which can be up to 2 nats higher than the test loss.
 The exit status is 0 if weights are saved and every saved model meets the requirements, else 1.
 """
 
@@ -20,7 +20,7 @@ CLASSIFIER = assignment.MNIST.with_name("classifier.npz")
 def elbo_terms(model, images, labels):
     """Compute the two terms of the loss on images and labels as returned by `read_mnist`.
 
-    The formulas of vae.py are repeated here, in float64, so that a bug in vae.py cannot hide itself.
+    The formulas of vae.py are repeated here, in float64, so that a bug there does not affect them.
 
     Returns:
         Two floats, the BCE per image and the KL divergence per image.
@@ -37,7 +37,7 @@ def elbo_terms(model, images, labels):
 
 
 def save_reconstructions(model, images, labels):
-    """Save a picture of one test image of each digit above its reconstruction; return the PNG's path."""
+    """Save a picture of ten test images, one per digit, above their reconstructions; return the PNG's path."""
     _, first = np.unique(labels, return_index=True)
     inputs = model_inputs(model, images[first][:, np.newaxis] / 255, labels[first], is_conditional(model))
     x_hat, _, _ = model(*inputs)
@@ -48,11 +48,11 @@ def save_reconstructions(model, images, labels):
 def new_classifier():
     """Return a small convolutional network that maps images (N, 28, 28) in [0, 1] to probabilities (N, 10)."""
     layers = tf.keras.layers
-    order = {"data_format": "channels_last"}  # independent of keras.json
+    layout = {"data_format": "channels_last"}  # overrides keras.json
     stages = [tf.keras.Input((28, 28)), layers.Reshape((28, 28, 1))]
     for filters in (32, 64):
-        stages += [layers.Conv2D(filters, 3, activation="relu", **order), layers.MaxPooling2D(**order)]
-    stages += [layers.Flatten(**order), layers.Dropout(0.3), layers.Dense(128, activation="relu")]
+        stages += [layers.Conv2D(filters, 3, activation="relu", **layout), layers.MaxPooling2D(**layout)]
+    stages += [layers.Flatten(**layout), layers.Dropout(0.3), layers.Dense(128, activation="relu")]
     return tf.keras.Sequential([*stages, layers.Dropout(0.3), layers.Dense(NUM_CLASSES, activation="softmax")])
 
 
@@ -71,7 +71,7 @@ def load_classifier():
     """Load the bundled classifier.
 
     Raises:
-        OSError: If data/classifier.npz is missing or damaged, or has no read permission.
+        OSError: If data/classifier.npz is missing or damaged, or cannot be read.
     """
     classifier = new_classifier()
     try:
@@ -109,7 +109,7 @@ def save_confusion(samples, digits, predicted):
     for (row, column), count in np.ndenumerate(confusion):
         axes.text(column, row, count or "", ha="center", va="center", color="white" if row == column else "black")
     wrong = np.flatnonzero(predicted != digits)
-    shown = wrong[np.linspace(0, len(wrong) - 1, min(50, len(wrong))).astype(int)]  # spread over all digits
+    shown = wrong[np.linspace(0, len(wrong) - 1, min(50, len(wrong))).astype(int)]  # evenly spaced
     right.suptitle(f"{len(shown)} of the {len(wrong)} misclassified samples: requested → predicted")
     for place, sample in enumerate(shown, start=1):
         axes = right.add_subplot(5, 10, place, frame_on=False, xticks=[], yticks=[])
@@ -136,9 +136,9 @@ def grade_samples(cvae, classifier, images, labels):
     predicted = classify(classifier, samples)
     overall = np.mean(predicted == digits)
     by_digit = np.mean(np.split(predicted == digits, NUM_CLASSES), axis=1)
-    print(f"CVAE: accuracy {overall:.2%} of {len(digits):,} samples, worst digit {min(by_digit):.1%}")
-    print("  of each digit:", *(f"{digit}: {share:.1%}" for digit, share in enumerate(by_digit)), sep="  ")
-    print(f"  (of the classifier on real test images: {np.mean(classify(classifier, images / 255) == labels):.2%})")
+    print(f"CVAE: accuracy {overall:.2%} on {len(digits):,} samples, worst digit {min(by_digit):.1%}")
+    print("  per digit:", *(f"{digit}: {share:.1%}" for digit, share in enumerate(by_digit)), sep="  ")
+    print(f"  (classifier accuracy on test images: {np.mean(classify(classifier, images / 255) == labels):.2%})")
     print(f"  Wrote outputs/{save_confusion(samples, digits, predicted).name}")
     return overall
 
@@ -155,7 +155,7 @@ def main():
     _, (images, labels) = assignment.read_mnist()
     met = {}
     for make in (VAE, CVAE):
-        tf.keras.utils.set_random_seed(0)  # a grade does not depend on the other model
+        tf.keras.utils.set_random_seed(0)  # makes the grades independent of each other
         try:
             model = assignment.load_weights(make(28 * 28, latent_size=args.latent_size))
         except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Fixtures that several test files share."""
+"""Fixtures shared by several test files."""
 
 from unittest.mock import patch
 
@@ -22,7 +22,7 @@ def outputs(tmp_path, monkeypatch):
 
 @pytest.fixture
 def exit_argument():
-    """Run a program with the given flags and return the argument of its `sys.exit`."""
+    """Return a function that runs a program with flags and returns its `sys.exit` argument."""
 
     def run(program, flags=""):
         with patch("sys.argv", ["program.py", *flags.split()]), pytest.raises(SystemExit) as ended:

@@ -1,4 +1,4 @@
-"""Tests of evaluate.py: a grade that trusts nothing of a vae.py but its models' outputs."""
+"""Tests of evaluate.py: a grade depends only on the outputs of the models."""
 
 import re
 import runpy
@@ -17,7 +17,7 @@ IMAGES, LABELS = (array[:40] for array in assignment.read_mnist()[1])
 
 @pytest.fixture
 def few_images(monkeypatch):
-    """40 images to train on and 40 to test on."""
+    """Use the same 40 images for training and testing."""
     monkeypatch.setattr(assignment, "read_mnist", lambda: ((IMAGES, LABELS), (IMAGES, LABELS)))
 
 
@@ -52,7 +52,7 @@ def test_accuracy_is_reported_for_all_samples_and_for_each_digit(figures, monkey
     monkeypatch.setattr(evaluate, "classify", lambda classifier, images: predicted if len(images) == 10_000 else LABELS)
     assert evaluate.grade_samples(CVAE(784), None, IMAGES, LABELS) == pytest.approx(0.955)
     printed = capsys.readouterr().out
-    assert "accuracy 95.50% of 10,000 samples, worst digit 91.0%" in printed
+    assert "accuracy 95.50% on 10,000 samples, worst digit 91.0%" in printed
     assert re.findall(r"(\d): ([\d.]+)%", printed) == [(str(k), f"{100 - k:.1f}") for k in range(10)]
 
 
@@ -66,7 +66,7 @@ def test_confusion_matrix_has_requested_digits_as_rows(figures):
 
 
 def test_reconstructions_are_below_one_test_image_of_each_digit():
-    """No 8 is among the images, which must not matter."""
+    """The 40 images contain no 8, so there are nine columns."""
     model = CVAE(784)
     model.call = lambda x, c: (x / 2, None, None)
     first = np.hstack([IMAGES[digit == LABELS][0] for digit in np.unique(LABELS)]) / 255
@@ -83,7 +83,7 @@ def test_grade_does_not_depend_on_other_saved_models(few_images, figures, exit_a
     for make in (CVAE, VAE):
         assignment.save_model_weights(make(784))
         exit_argument(evaluate.main)
-        printed.append(re.findall(r"CVAE: .*|of each digit: .*", capsys.readouterr().out))
+        printed.append(re.findall(r"CVAE: .*|per digit: .*", capsys.readouterr().out))
     assert printed[0] == printed[1] and len(printed[0]) == 3
 
 
@@ -100,12 +100,12 @@ def test_verdicts_decide_the_exit_status(few_images, exit_argument, monkeypatch,
     assert re.search(requirements, capsys.readouterr().out).groups() == tuple(verdicts.split())
 
 
-def test_missing_weights_are_reported_and_fail(few_images, exit_argument, capsys):
+def test_missing_weights_are_reported_and_exit_with_1(few_images, exit_argument, capsys):
     assert exit_argument(evaluate.main) == 1
     assert re.fullmatch(r"(.*vae\.weights\.h5 is missing.*\n){2}", capsys.readouterr().err)
 
 
-def test_latent_size_flag_matches_the_saved_weights(few_images, exit_argument, capsys):
+def test_latent_size_flag_loads_weights_of_that_size(few_images, exit_argument, capsys):
     assignment.save_model_weights(VAE(784, latent_size=3))
     exit_argument(evaluate.main, "--latent_size 3")
     assert "VAE: loss" in capsys.readouterr().out
@@ -127,7 +127,7 @@ def test_interrupt_exits_with_status_130(exit_argument, monkeypatch):
 # The classifier
 
 
-def test_classifier_is_trained_where_data_is_missing(monkeypatch, tmp_path):
+def test_train_classifier_creates_the_data_folder(monkeypatch, tmp_path):
     (images, labels), (test_images, test_labels) = assignment.read_mnist()
     monkeypatch.setattr(assignment, "read_mnist", lambda: ((images[:1000], labels[:1000]), None))
     monkeypatch.setattr(evaluate, "CLASSIFIER", tmp_path / "data" / "classifier.npz")

@@ -15,7 +15,7 @@ WITH_LABEL = (784 + 10, 15 + 10)  # inputs of a CVAE's encoder and decoder
 
 @pytest.fixture
 def labels(make):
-    """The second argument of a CVAE; a VAE takes none."""
+    """Return a list of the further arguments: labels for a CVAE, none for a VAE."""
     return [LABELS] if make is CVAE else []
 
 
@@ -65,7 +65,7 @@ def test_losses_reject_mismatched_shapes():
         loss_function(RECONSTRUCTIONS, IMAGES, MU, LOGVAR[:, :1])
 
 
-def test_reparametrize_samples_independently_from_the_posterior():
+def test_reparametrize_returns_independent_posterior_samples():
     mu, sigma, n = np.array([-2.0, 0.0, 3.0]), np.array([0.5, 1.0, 2.0]), 100_000
     z = reparameterization(tf.tile([mu], (n, 1)), tf.tile([2 * np.log(sigma)], (n, 1)))
     np.testing.assert_allclose(np.mean(z, axis=0), mu, atol=5 * 2 / np.sqrt(n))
@@ -107,18 +107,18 @@ def test_architecture_matches_the_handout(make, labels):
     assert shapes(model.decoder) == [(15 + c, hidden, "relu"), *two_hidden_layers, (hidden, 784, "sigmoid")]
 
 
-def test_hidden_kernels_are_initialized_with_hes_rule(make, labels):
+def test_hidden_kernels_have_he_initialization(make):
     for kernel in hidden_kernels(make(784)):
         rows = kernel[:-10] if len(kernel) in WITH_LABEL else kernel
         np.testing.assert_allclose(rows.std(), np.sqrt(2 / len(kernel)), rtol=0.05)
 
 
-def test_label_rows_are_initialized_with_a_fan_in_of_1():
+def test_label_rows_have_he_initialization_with_fan_in_1():
     spreads = [kernel[-10:].std() for kernel in hidden_kernels(CVAE(784)) if len(kernel) in WITH_LABEL]
     np.testing.assert_allclose(spreads, [np.sqrt(2 / 1)] * 2, rtol=0.05)
 
 
-def test_untrained_posterior_has_a_sigma_around_1_over_e(make, labels):
+def test_logvar_bias_initializes_sigma_to_1_over_e(make):
     model = make(784)
     logvar = model.logvar_layer(np.zeros((1, model.hidden_dim)))
     np.testing.assert_allclose(np.exp(logvar / 2), np.full((1, 15), 1 / np.e), rtol=1e-6)
@@ -138,7 +138,7 @@ def test_non_square_input_size_raises():
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16", "float64"])
-def test_forward_pass_supports_any_size_input_dtype_and_policy(policy, request):
+def test_forward_pass_supports_other_sizes_dtypes_and_policies(policy, request):
     request.addfinalizer(lambda: tf.keras.mixed_precision.set_global_policy("float32"))
     tf.keras.mixed_precision.set_global_policy(policy)
     vae, cvae = VAE(16, latent_size=2), CVAE(16, num_classes=3, latent_size=2)
@@ -174,7 +174,7 @@ def test_encoder_receives_gradients_from_every_output(make, labels):
 
 @pytest.mark.parametrize("subclassed", [False, True])
 @pytest.mark.parametrize(("make", "labels", "sizes"), [(VAE, [], {}), (CVAE, [LABELS[:, :7]], {"num_classes": 7})])
-def test_new_model_loads_saved_models_and_weights(make, labels, sizes, subclassed, tmp_path):
+def test_saved_model_and_saved_weights_restore_the_outputs(make, labels, sizes, subclassed, tmp_path):
     make = type("Subclass", (make,), {}) if subclassed else make
     model, with_weights = make(784, latent_size=3, **sizes), make(784, latent_size=3, **sizes)
     expected = model(IMAGES, *labels)[1:]

@@ -1,7 +1,7 @@
 """A third-party vae.py that assignment.py must support.
 
-It has only the stencil's attributes. It reads batch sizes from static shapes, builds its layers in the first call, ends
-its decoder in (N, H·W), brings its own Adam, and its CVAE has no `num_classes`.
+It reads batch sizes from static shapes and builds its layers in the first call. Its decoder returns (N, H·W). Every
+model has its own Adam. The CVAE has no `num_classes`.
 """
 
 import tensorflow as tf
@@ -26,7 +26,7 @@ class VAE(tf.keras.Model):
 
 
 class CVAE(VAE):
-    """The same layers: their first call decides their input width."""
+    """The layers are the same. Their first call determines the input width."""
 
 
 def loss_function(x_hat, x, mu, logvar):
