@@ -125,7 +125,7 @@ class CVAE(tf.keras.Model):
         for part, num_inputs in ((self.encoder, input_size), (self.decoder, latent_size)):
             part.build((None, num_inputs + num_classes))
             initialize_label_rows(part.weights[0], num_classes)
-        for layer in (self.mu_layer, self.logvar_layer):
+        for layer in (self.mu_layer, self.logvar_layer):  # so that a subclass does not have only some weights
             layer.build((None, HIDDEN_DIM))
         if type(self).__init__ is CVAE.__init__:  # see VAE
             self(tf.zeros((1, *image_shape(input_size))), tf.zeros((1, num_classes)))
