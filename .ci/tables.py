@@ -60,7 +60,7 @@ def copy_code(folder, edits):
         path = folder / "code" / name
         source = path.read_text(encoding="utf-8")
         if source.count(old) != count:
-            sys.exit(f"error: {old!r} must occur {count} times in {name}, not {source.count(old)}: adapt {__file__}")
+            sys.exit(f"error: expected {old!r} {count}x in {name}, found it {source.count(old)}x: adapt {__file__}")
         path.write_text(source.replace(old, new), encoding="utf-8")
 
 

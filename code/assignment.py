@@ -42,7 +42,7 @@ def parseArguments():
     parser.add_argument("--num_epochs", type=int, default=10, help="number of passes over the training images")
     parser.add_argument("--latent_size", type=int, default=15, help="number of latent dimensions")
     parser.add_argument("--input_size", type=int, default=28 * 28, choices=[28 * 28], help="number of pixels per image")
-    parser.add_argument("--learning_rate", type=float, default=1e-3, help="peak rate for batches of 16")
+    parser.add_argument("--learning_rate", type=float, default=1e-3, help="peak rate at batch size 16")
     parser.add_argument("--seed", type=int, default=argparse.SUPPRESS, help="random seed")
     args = parser.parse_args()
     if not 1 <= args.batch_size <= TRAINING_IMAGES:
@@ -110,7 +110,7 @@ def read_mnist():
 
 
 def load_mnist(batch_size, buffer_size=1024):
-    """Load the training images as batches that are shuffled again each epoch.
+    """Load the training images in batches, in a new random order each epoch.
 
     Args:
         batch_size: Number of images per batch, N. The last images of an epoch are dropped if they do not fill a batch.
@@ -133,7 +133,7 @@ def load_mnist(batch_size, buffer_size=1024):
     # Shuffling and batching indices instead of images saves 5% of an epoch's time and 100 MB.
     indices = tf.data.Dataset.range(len(images)).shuffle(buffer_size).batch(batch_size, drop_remainder=True)
     options = tf.data.Options()
-    options.autotune.enabled = False  # its thread can delay the end of an epoch, from 3 s to 5 s
+    options.autotune.enabled = False  # its thread can lengthen an epoch from 3 s to 5 s
     return indices.map(gather).prefetch(1).with_options(options)
 
 
@@ -174,7 +174,7 @@ def model_inputs(model, images, labels, is_cvae):
     side = math.isqrt(model.input_size)
     if x.shape[1:] != (1, side, side) or not len(x):
         raise DataError(f"images must have the shape (N, 1, {side}, {side}); got {tuple(x.shape)}")
-    if not (np.min(x) >= -1e-5 and np.max(x) <= 1 + 1e-5):  # tolerates rounding; False for NaN
+    if not (np.min(x) >= -1e-5 and np.max(x) <= 1 + 1e-5):  # tolerates rounding; rejects NaN
         raise DataError(f"images must be in [0, 1], for example divided by 255; got {np.min(x):g} to {np.max(x):g}")
     if not is_cvae:
         return [x]
@@ -266,7 +266,7 @@ def load_weights(model):
 
     Raises:
         FileNotFoundError: If no weights are saved.
-        OSError: If the file is damaged or does not fit the model. On Keras 3, some weights may be loaded already.
+        OSError: If the file is damaged or does not fit the model. On Keras 3, the model may be partly loaded.
     """
     path = weights_path(model)
     is_cvae = is_conditional(model)
@@ -357,7 +357,7 @@ def train(model, args):
     train_loader = load_mnist(args.batch_size, buffer_size=TRAINING_IMAGES)
     own_optimizer = getattr(model, "optimizer", None)
     if own_optimizer is None:
-        # A larger batch has a less noisy gradient and tolerates a rate that grows with its square root (Malladi et al.,
+        # A larger batch has a less noisy gradient and tolerates a rate that grows as sqrt(batch_size) (Malladi et al.,
         # "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", 2022). The 16 was tuned; it gives a peak of
         # 8e-3 by default. The same paper lets 1 - beta_2 grow with the batch size. Here it is at most 0.05, so beta_2
         # is at least 0.95, as in Brown et al., "Language Models are Few-Shot Learners", 2020, appendix B. With Keras's

@@ -1,4 +1,4 @@
-"""Grade the saved weights: each model's test loss, and how often a classifier recognizes the CVAE's requested digit.
+"""Grade the saved weights: each model's test loss, and how often a classifier recognizes the requested digit.
 
 The handout limits the training loss, which can be up to 2 nats higher than the test loss.
 The exit status is 0 if weights are saved and every saved model meets the requirements, else 1.
@@ -144,7 +144,7 @@ def grade_samples(cvae, classifier, images, labels):
 
 
 def main():
-    """Grade the saved weights. Exit with status 0 if all of them meet the requirements, else with 1."""
+    """Grade the saved weights and exit with the status above, or retrain the classifier."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--latent_size", type=int, default=15, help="latent size of the saved weights")
     parser.add_argument("--train_classifier", action="store_true", help="retrain data/classifier.npz; do not grade")

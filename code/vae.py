@@ -86,7 +86,7 @@ class VAE(tf.keras.Model):
 
 
 def initialize_label_rows(kernel, num_classes):
-    """Re-initialize the label's rows (the last `num_classes`) of a first layer's kernel: He's rule with a fan-in of 1.
+    """Re-initialize the label's rows, the last `num_classes` of `kernel`, using He's rule with a fan-in of 1.
 
     He's rule assumes that all inputs are active. A fan-in of 794 (encoder) gives a standard deviation of 0.05, and one
     of 25 (decoder) 0.28. A one-hot label has only one active input, which gives sqrt(2 / 1) = 1.4. With smaller rows,
@@ -125,7 +125,7 @@ class CVAE(tf.keras.Model):
         for part, num_inputs in ((self.encoder, input_size), (self.decoder, latent_size)):
             part.build((None, num_inputs + num_classes))
             initialize_label_rows(part.weights[0], num_classes)
-        for layer in (self.mu_layer, self.logvar_layer):  # so that a subclass does not have only some weights
+        for layer in (self.mu_layer, self.logvar_layer):  # without this, a subclass would lack these weights
             layer.build((None, HIDDEN_DIM))
         if type(self).__init__ is CVAE.__init__:  # see VAE
             self(tf.zeros((1, *image_shape(input_size))), tf.zeros((1, num_classes)))
@@ -202,7 +202,7 @@ def kl_divergence(mu, logvar):
         logvar: Log-variances (N, Z).
 
     Returns:
-        A float32 scalar, never negative.
+        A float32 scalar, not negative except for rounding.
 
     Raises:
         ValueError: If the shapes differ.
