@@ -65,7 +65,7 @@ def test_confusion_matrix_has_requested_digits_as_rows(figures):
     assert [axes.get_title() for axes in samples] == ["3→8", "3→8"]
 
 
-def test_reconstructions_are_below_one_test_image_of_each_digit():
+def test_reconstructions_are_in_a_row_under_their_test_images():
     """The 40 images contain no 8, so there are nine columns."""
     model = CVAE(784)
     model.call = lambda x, c: (x / 2, None, None)

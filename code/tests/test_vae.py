@@ -15,7 +15,7 @@ WITH_LABEL = (784 + 10, 15 + 10)  # inputs of a CVAE's encoder and decoder
 
 @pytest.fixture
 def labels(make):
-    """Return a list of the further arguments: labels for a CVAE, none for a VAE."""
+    """Return the inputs after the images: labels for a CVAE, none for a VAE."""
     return [LABELS] if make is CVAE else []
 
 
