@@ -27,7 +27,7 @@ TRAIN_VAE = """import assignment
 args = assignment.parseArguments()
 assignment.tf.keras.utils.set_random_seed(args.seed)
 model = (assignment.CVAE if args.is_cvae else assignment.VAE)(args.input_size)
-loader = assignment.load_mnist(args.batch_size, buffer_size=60_000)
+loader = assignment.load_mnist(args.batch_size, buffer_size=assignment.TRAINING_IMAGES)
 for _ in range(args.num_epochs):
     print("Loss:", assignment.train_vae(model, loader, args, args.is_cvae) / len(loader))
 assignment.save_model_weights(model)"""
